@@ -1,0 +1,46 @@
+# Set-up, checks and the demo. Override on the command line: PYTHON=python3.12, CONSTRAINTS= (newest versions).
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+UNDER := $(addprefix -c ,$(CONSTRAINTS))
+NATIVE := $(wildcard csrc/*/*.cpp csrc/include/*/*.h csrc/*/*.h)
+
+.PHONY: help demo test test-long lint clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## +/make \1: /p' Makefile
+
+demo: $(VENV)/demo.stamp  ## install, then run a small reasoning model over a range of thinking budgets
+	$(BIN)/python -m s1engine.train.tiny.demo
+
+test: lint  ## install, lint, type-check, then every test but the slow ones
+	$(BIN)/python -m pytest
+
+test-long: lint  ## the same with the slow tests; S1ENGINE_TEST_DATA names the folder of evaluation data
+	$(BIN)/python -m pytest -m ""
+
+# mypy sees `kernels`, `train` and `bench` under `s1engine` through links, as an installed wheel has them.
+lint: $(VENV)/dev.stamp  ## ruff and mypy
+	$(BIN)/ruff check .
+	rm -rf build/typecheck && mkdir -p build/typecheck/s1engine
+	cd build/typecheck/s1engine && ln -s ../../../s1engine/* ../../../kernels ../../../train ../../../bench .
+	$(BIN)/mypy
+
+clean:  ## remove the virtual environment and everything built
+	rm -rf $(VENV) build s1engine.egg-info s1engine/_native*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself, so that what follows meets its version as settled. The old library goes before the build:
+# a failed build must not leave a stale one in its place.
+$(VENV)/%.stamp: setup.py pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	$(PIP) install $(UNDER) torch setuptools
+	rm -f s1engine/_native*.so
+	$(PIP) install $(UNDER) --no-build-isolation -e '.[$*]'
+	@ls s1engine/_native*.so >/dev/null 2>&1 || \
+		echo "note: the native CPU library was not built (is there a C++ compiler?); the slower PyTorch code serves instead"
+	touch $@

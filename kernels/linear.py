@@ -1,0 +1,74 @@
+"""Matrix product with a weight stored as [out, in], and its row-invariant form.
+
+A library chooses its kernel by the number of rows, so the bits of a row depend on how many others are in the batch.
+The row-invariant form multiplies tiles of a fixed number of rows instead, zeros filling the last one: every product
+then has the same shape. That a row's bits do not depend on its place within a tile either is a property of the
+library, so `rows_are_independent` probes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from s1engine.kernels.registry import register
+
+TILE_ROWS = 16
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The specification, in float32.
+
+    x       [T, K]
+    weight  [N, K]
+    bias    [N] or None
+    Returns x @ weight^T + bias, [T, N], in the dtype of `x`.
+    """
+    out = x.float() @ weight.float().T
+    if bias is not None:
+        out = out + bias.float()
+    return out.to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool) -> Tensor:
+    if not row_invariant:
+        return functional.linear(x, weight, bias)
+    rows, columns = x.size(0), weight.size(0)
+    padded = -(-rows // TILE_ROWS) * TILE_ROWS
+    if padded != rows:
+        x = torch.cat((x, x.new_zeros(padded - rows, x.size(1))))
+    x = x.contiguous()
+    out = x.new_empty(padded, columns)
+    for tile, target in zip(x.split(TILE_ROWS), out.split(TILE_ROWS), strict=True):
+        target.copy_(functional.linear(tile, weight, bias))
+    return out[:rows]
+
+
+def rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether, for this weight on this machine, a row of a tile gives the same bits at any place and beside any rows.
+
+    weight [N, K], bias [N] or None. A few tiles are multiplied that hold the same rows at other places, and one that
+    holds a single row. A probe, not a proof.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(TILE_ROWS, weight.size(1), generator=generator).to(weight)
+    expected = functional.linear(rows, weight, bias)
+    for shift in (1, TILE_ROWS // 2 - 1, TILE_ROWS - 1):
+        rolled = functional.linear(rows.roll(shift, 0), weight, bias).roll(-shift, 0)
+        if not torch.equal(rolled, expected):
+            return False
+    alone = torch.zeros_like(rows)
+    alone[-1] = rows[0]
+    return torch.equal(functional.linear(alone, weight, bias)[-1], expected[0])
+
+
+def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool) -> Tensor:
+    return x.new_empty(x.size(0), weight.size(0))
+
+
+linear = register(
+    "linear(Tensor x, Tensor weight, Tensor? bias, bool row_invariant) -> Tensor",
+    _linear,
+    _fake_linear,
+)

@@ -1,0 +1,57 @@
+"""Root mean square layer normalisation (Zhang and Sennrich, 2019, equation 4), alone and with a residual sum before it.
+
+The sum of squares, the scaling and the product with the weight are float32 with one rounding at the end, whatever the
+dtype of the input; so a float32 residual stream loses nothing between the layers of a bfloat16 model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s1engine.kernels.registry import register
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The specification, in float32.
+
+    x       [..., H], any floating dtype
+    weight  [H]
+    Returns x / sqrt(mean(x^2) + eps) * weight over the last dimension, [..., H], in the dtype of `weight`.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.float()).to(weight.dtype)
+
+
+def add_rms_norm_reference(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The specification of `add_rms_norm`, without its update in place: (the normalised rows, the new residual)."""
+    total = residual + x.float()
+    return rms_norm_reference(total, weight, eps), total
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return rms_norm_reference(x, weight, eps)
+
+
+def _add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    residual.add_(x)
+    return rms_norm_reference(residual, weight, eps)
+
+
+def _fake_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape, dtype=weight.dtype)
+
+
+def _fake_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return residual.new_empty(residual.shape, dtype=weight.dtype)
+
+
+rms_norm = register("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", _rms_norm, _fake_rms_norm)
+
+# residual [..., H] float32, updated in place to residual + x; x [..., H]; returns rms_norm of the sum.
+add_rms_norm = register(
+    "add_rms_norm(Tensor(a!) residual, Tensor x, Tensor weight, float eps) -> Tensor",
+    _add_rms_norm,
+    _fake_add_rms_norm,
+)

@@ -1,0 +1,148 @@
+"""What a user sees of a request: text, thinking and answer, from the engine's records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from s1engine.engine.detokenize import decode_after
+from s1engine.engine.request import Request, Sequence, Status
+from s1engine.outputs import CompletionOutput, Logprob, RequestOutput, ThinkingOutput
+from s1engine.thinking import ThinkingFormat, split_thinking
+
+
+def request_output(request: Request, tokenizer: Any, split_format: ThinkingFormat | None) -> RequestOutput:
+    """The request as it may be shown now: tokens that a rewind may still take back are left out.
+
+    split_format: the format by which the thinking of a request without a budget is told apart, if the model has one.
+    """
+    prompt_logprobs = request.prompt_logprobs
+    if tokenizer is not None and request.finished:
+        _name_tokens([entry for entry in prompt_logprobs or [] if entry], tokenizer)
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        prompt_token_ids=request.prompt_token_ids,
+        prompt_logprobs=prompt_logprobs,
+        outputs=[_completion(seq, tokenizer, split_format) for seq in request.samples],
+        finished=request.finished,
+        num_cached_tokens=request.num_cached_tokens,
+        metrics=request.metrics,
+    )
+
+
+def _completion(seq: Sequence, tokenizer: Any, split_format: ThinkingFormat | None) -> CompletionOutput:
+    request = seq.request
+    shown = seq.num_output if seq.status is Status.FINISHED else seq.num_output - seq.held
+    token_ids = seq.tokens[seq.num_prompt : seq.num_prompt + shown]
+    text = _Text(seq, token_ids, tokenizer)
+    thinking, answer = _thinking(seq, token_ids, text, split_format)
+    logprobs = None
+    if request.params.logprobs is not None:
+        logprobs = seq.logprobs[:shown]
+        if tokenizer is not None and seq.status is Status.FINISHED:
+            _name_tokens(logprobs, tokenizer)
+    return CompletionOutput(
+        index=seq.index,
+        text=text.full,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        cumulative_logprob=None if logprobs is None else sum(seq.chosen_logprobs[:shown]),
+        finish_reason=seq.finish_reason,
+        stop_reason=seq.stop_reason,
+        forced_mask=seq.forced[:shown],
+        banned_mask=seq.banned[:shown],
+        thinking=thinking,
+        answer=answer,
+    )
+
+
+class _Text:
+    """The text of a sample's shown tokens, whole and by spans of tokens."""
+
+    def __init__(self, seq: Sequence, token_ids: list[int], tokenizer: Any) -> None:
+        self._seq, self._tokenizer = seq, tokenizer
+        self._prompt = seq.request.prompt_token_ids
+        self._skip_special = seq.request.params.skip_special_tokens
+        # The token that ended the request is kept in the ids and, unless asked for, left out of the text.
+        ended_by_token = seq.finish_reason == "stop" and not isinstance(seq.stop_reason, str)
+        hide_last = ended_by_token and not seq.request.params.include_stop_str_in_output
+        self._ids = token_ids[:-1] if hide_last else token_ids
+        if tokenizer is None:
+            self.full = ""
+        elif seq.text is not None:
+            self.full = seq.text.text
+        else:
+            self.full = self._decode(0, len(self._ids))
+
+    def span(self, start: int, end: int) -> str:
+        """Text of output tokens [start, end), cut where a stop string cut the whole."""
+        end = min(end, len(self._ids))
+        if self._tokenizer is None or start >= end:
+            return ""
+        if self._seq.text is None:
+            return self._decode(start, end)
+        ends = self._seq.text.ends
+        return self.full[ends[start - 1] if start else 0 : ends[end - 1]]
+
+    def _decode(self, start: int, end: int) -> str:
+        before = self._ids[:start] if start else self._prompt
+        return decode_after(self._tokenizer, before, self._ids[start:end], self._skip_special)
+
+
+def _thinking(
+    seq: Sequence, token_ids: list[int], text: _Text, split_format: ThinkingFormat | None
+) -> tuple[ThinkingOutput | None, str]:
+    record = seq.thinking
+    if record is not None:
+        spans = _counted_spans(record.counts[: len(token_ids)])
+        num_tokens = sum(end - start for start, end in spans)
+        output = ThinkingOutput(
+            text="".join(text.span(*span) for span in spans),
+            num_tokens=num_tokens,
+            stop_reason=record.stop_reason,
+            num_extensions=record.num_extensions,
+            events=[event for event in record.events if event.position <= len(token_ids)],
+        )
+        thought = record.opened_by_prompt or any(event.kind == "started" for event in record.events)
+        start = record.answer_start if thought else 0
+        return output, "" if start is None else text.span(start, len(token_ids))
+    if split_format is None:
+        return None, text.full
+    split = split_thinking(split_format, seq.request.prompt_token_ids, token_ids)
+    if not split.thinking and not split.open:
+        return None, text.full
+    output = ThinkingOutput(
+        text="".join(text.span(*span) for span in split.thinking),
+        num_tokens=split.num_tokens,
+        stop_reason=None if split.open else "natural",
+    )
+    return output, text.span(split.answer_start, len(token_ids))
+
+
+def _counted_spans(counts: list[int]) -> list[tuple[int, int]]:
+    """Spans of the thinking tokens, from the running count after each token.
+
+    A fall of the count says that the newest thinking tokens have become part of a delimiter.
+    """
+    thinking: list[int] = []
+    previous = 0
+    for position, count in enumerate(counts):
+        if count < previous:
+            del thinking[count:]
+        elif count > previous:
+            thinking.append(position)
+        previous = count
+    spans: list[tuple[int, int]] = []
+    for position in thinking:
+        if spans and spans[-1][1] == position:
+            spans[-1] = (spans[-1][0], position + 1)
+        else:
+            spans.append((position, position + 1))
+    return spans
+
+
+def _name_tokens(entries: list[dict[int, Logprob]], tokenizer: Any) -> None:
+    for entry in entries:
+        for token, logprob in entry.items():
+            if logprob.decoded_token is None:
+                logprob.decoded_token = tokenizer.decode([token])

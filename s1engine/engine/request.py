@@ -1,0 +1,141 @@
+"""A request, and the sequences (samples) it is made of.
+
+A sequence has three lengths. `computed`: its keys and values exist up to there. `known`: its tokens exist up to there.
+`limit`: it may not grow beyond. Prefill, decode and resuming after preemption are then one thing, computed < known: the
+scheduler hands out chunks of known - computed tokens, and the chunk that reaches `known` samples the next token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from s1engine.outputs import Logprob, RequestMetrics, ThinkingEvent
+from s1engine.params import SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from s1engine.engine.detokenize import Detokenizer
+    from s1engine.engine.kv_cache import BlockTable
+    from s1engine.thinking import ThinkingFormat
+
+
+class Status(Enum):
+    BLOCKED = "blocked"  # a sample that waits for its leader's prefill, to fork it
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class ThinkingRecord:
+    """A sequence's side of the thinking machine, on the host."""
+
+    format: ThinkingFormat
+    program: np.ndarray  # int32 [PROGRAM_WIDTH]
+    state: np.ndarray  # int32 [STATE_WIDTH]; current only while the sequence holds no slot
+    user_cap: int | None  # the budget's max_tokens before room was kept for the answer
+    reserve: int  # tokens kept free for separator, forced close and answer (0: no reserve asked)
+    segment_scope: bool
+    opened_by_prompt: bool  # thinking was open when the output began
+    counts: list[int] = field(default_factory=list)  # thinking tokens after each output token
+    events: list[ThinkingEvent] = field(default_factory=list)
+    stop_reason: str | None = None
+    num_extensions: int = 0
+    answer_start: int | None = None  # output index after the last close; None while no block was closed
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sample: its tokens, what was computed of them, and where its keys and values lie."""
+
+    request: Request
+    index: int
+    seed: int
+    tokens: list[int]
+    limit: int
+    computed: int = 0
+    status: Status = Status.WAITING
+    slot: int = -1
+    table: BlockTable | None = None
+    thinking: ThinkingRecord | None = None
+    held: int = 0  # newest tokens that a rewind may still take back
+    forced: list[bool] = field(default_factory=list)
+    banned: list[bool] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    chosen_logprobs: list[float] = field(default_factory=list)
+    held_logits: list[torch.Tensor] = field(default_factory=list)  # rows of the held tokens, where logprobs are asked
+    output_counts: torch.Tensor | None = None  # int32 [vocab], kept while penalties are in use
+    text: Detokenizer | None = None
+    checked: int = 0  # output tokens whose stop conditions were looked at
+    stop_floor: int = 0  # length of the text in which no stop string counts: forced, or before min_tokens
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def known(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Age: the smaller, the older."""
+        return (self.request.number, self.index)
+
+    def __lt__(self, other: Sequence) -> bool:
+        return self.order < other.order
+
+    def drop_last(self, count: int) -> None:
+        """Take the newest `count` output tokens back, with all that was recorded of them."""
+        if count == 0:
+            return
+        for record in (self.forced, self.banned, self.logprobs, self.chosen_logprobs):
+            del record[len(record) - min(count, len(record)) :]
+        if self.thinking is not None:
+            del self.thinking.counts[-count:]
+        if self.output_counts is not None:
+            for token in self.tokens[-count:]:
+                self.output_counts[token] -= 1
+        del self.tokens[-count:]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What a user asked: a prompt, parameters, and the samples drawn from it."""
+
+    request_id: str
+    number: int
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    metrics: RequestMetrics
+    stop_token_ids: frozenset[int]
+    min_tokens_banned: tuple[int, ...]  # ids banned until min_tokens
+    bad_words: tuple[tuple[int, ...], ...]
+    stream: bool = False
+    score_only: bool = False  # compute prompt logprobs and sample nothing
+    samples: list[Sequence] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_mask: torch.Tensor | None = None  # bool [vocab], for the repetition penalty
+    num_cached_tokens: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return all(s.status is Status.FINISHED for s in self.samples)
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether its logits are touched before sampling, by anything but a thinking ban."""
+        p = self.params
+        return bool(p.logit_bias or self.min_tokens_banned or self.bad_words or p.has_penalties)

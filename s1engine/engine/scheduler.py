@@ -1,0 +1,154 @@
+"""Who computes what in the next step: continuous batching under one token budget.
+
+Decodes (one token to compute) go first, oldest first, then the prefill chunks of running sequences, then new ones. A
+long prompt therefore never stalls the others' decoding. When blocks run out, the youngest sequence that holds any gives
+its blocks back and is computed again later; the oldest always progresses, so every request ends.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from dataclasses import dataclass, field
+
+from s1engine.engine.kv_cache import KVCache, OutOfBlocks
+from s1engine.engine.request import Sequence, Status
+from s1engine.engine.slots import SlotTable
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens [start, start + length) of a sequence, to be computed in this step."""
+
+    seq: Sequence
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.length == self.seq.known and not self.seq.request.score_only
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: chunks (those of length 1 first), and the block copies to make before them."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Keeps the waiting and the running sequences, and plans steps.
+
+    running is sorted by age; waiting is a heap by age, from which finished sequences are dropped lazily.
+    """
+
+    def __init__(self, kv: KVCache, slots: SlotTable, max_num_batched_tokens: int, block_size: int) -> None:
+        self.kv = kv
+        self.slots = slots
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.block_size = block_size
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence; it may already hold blocks (a fork)."""
+        seq.status = Status.WAITING
+        heapq.heappush(self.waiting, seq)
+
+    def finish(self, seq: Sequence) -> None:
+        """Free all that a sequence holds."""
+        if seq.status is Status.RUNNING:
+            del self.running[bisect.bisect_left(self.running, seq)]
+            self.slots.release(seq)
+        self._release_blocks(seq)
+        seq.status = Status.FINISHED
+
+    def schedule(self) -> Plan:
+        plan: dict[Sequence, Chunk] = {}
+        copies: dict[Sequence, list[tuple[int, int]]] = {}
+        budget = self.max_num_batched_tokens
+        preempted = False
+        decodes = [s for s in self.running if s.known - s.computed == 1]
+        prefills = [s for s in self.running if s.known - s.computed > 1]
+        for seq in decodes + prefills:
+            length = min(seq.known - seq.computed, budget)
+            if length == 0 or seq.status is not Status.RUNNING:
+                continue  # no budget left, or preempted for an older one just now
+            while seq.status is Status.RUNNING and (made := self._reserve(seq, length)) is None:
+                victim = self._youngest_holder()
+                preempted = True
+                self._preempt(victim)
+                if victim in plan:
+                    budget += plan.pop(victim).length
+                    del copies[victim]
+            if seq.status is Status.RUNNING:
+                assert made is not None
+                plan[seq], copies[seq] = Chunk(seq, seq.computed, length), made
+                budget -= length
+        if not preempted:
+            self._admit(plan, copies, budget)
+        chunks = sorted(plan.values(), key=lambda chunk: chunk.length != 1)
+        return Plan(chunks, [pair for chunk in chunks for pair in copies[chunk.seq]])
+
+    def _admit(self, plan: dict[Sequence, Chunk], copies: dict[Sequence, list[tuple[int, int]]], budget: int) -> None:
+        # Each running sequence is sure of one token a step, so no more run than the token budget holds.
+        max_running = min(self.slots.num_slots, self.max_num_batched_tokens)
+        while self.waiting and budget > 0 and len(self.running) < max_running:
+            seq = self.waiting[0]
+            if seq.status is Status.FINISHED:
+                heapq.heappop(self.waiting)
+                continue
+            if seq.table is None:
+                # With prompt logprobs, every row of the prompt has to be computed.
+                skip_cache = seq.request.params.prompt_logprobs is not None or seq.request.score_only
+                seq.table = self.kv.match(seq.tokens, 0 if skip_cache else seq.known - 1)
+                seq.computed = len(seq.table.blocks) * self.block_size
+            # Room for all known tokens, lest it be preempted again at once; alone, it takes what others hold in wait.
+            if self.kv.blocks_needed(seq.table, seq.computed, seq.known) > self.kv.num_free_blocks:
+                if self.running:
+                    break
+                self._preempt(self._youngest_holder())
+                continue
+            length = min(seq.known - seq.computed, budget)
+            made = self.kv.reserve(seq.table, seq.computed, seq.computed + length)
+            heapq.heappop(self.waiting)
+            seq.status = Status.RUNNING
+            self.slots.assign(seq)
+            bisect.insort(self.running, seq)
+            if seq.index == 0 and seq.num_output == 0:
+                seq.request.num_cached_tokens = max(seq.request.num_cached_tokens, seq.computed)
+            plan[seq], copies[seq] = Chunk(seq, seq.computed, length), made
+            budget -= length
+
+    def _reserve(self, seq: Sequence, length: int) -> list[tuple[int, int]] | None:
+        assert seq.table is not None
+        try:
+            copies = self.kv.reserve(seq.table, seq.computed, seq.computed + length)
+        except OutOfBlocks:
+            return None
+        if copies:
+            self.slots.invalidate_blocks(seq, seq.computed // self.block_size)
+        return copies
+
+    def _youngest_holder(self) -> Sequence:
+        """The youngest sequence that holds blocks: running, or waiting with those of a fork or of a cached prefix."""
+        holders = [s for s in self.waiting if s.table is not None and s.table.blocks and s.status is Status.WAITING]
+        return max(holders + self.running[-1:])
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Give a sequence's blocks back; it is computed again when there is room."""
+        self._release_blocks(seq)
+        if seq.status is Status.RUNNING:
+            del self.running[bisect.bisect_left(self.running, seq)]
+            self.slots.release(seq)
+            self.num_preemptions += 1
+            seq.request.metrics.num_preemptions += 1
+            self.add(seq)
+
+    def _release_blocks(self, seq: Sequence) -> None:
+        if seq.table is not None:
+            self.kv.free(seq.table)
+            seq.table = None
+        seq.computed = 0

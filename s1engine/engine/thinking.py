@@ -1,0 +1,105 @@
+"""The engine's side of a thinking budget: from a request's parameters to a machine, and the records kept of it.
+
+The machine itself (s1engine.thinking) decides about tokens. Here is only what it cannot know: the room that a request
+has left, and what its owner will want to read afterwards.
+"""
+
+from __future__ import annotations
+
+from s1engine.engine.request import Sequence, ThinkingRecord
+from s1engine.engine.slots import SlotTable
+from s1engine.outputs import ThinkingEvent
+from s1engine.thinking import ThinkingBudget, ThinkingFormat
+from s1engine.thinking.layout import Flag, Phase, State
+from s1engine.thinking.program import compile_program, initial_state
+
+# Plain integers: `&` on an enum member takes a microsecond, and this is done for every token.
+STARTED, IGNORED = int(Flag.STARTED), int(Flag.IGNORED)
+CLOSED_NATURAL, CLOSED_BUDGET, TRUNCATED = int(Flag.CLOSED_NATURAL), int(Flag.CLOSED_BUDGET), int(Flag.TRUNCATED)
+EVENTS = {STARTED: "started", IGNORED: "ignored", CLOSED_NATURAL: "natural", CLOSED_BUDGET: "budget"}
+ANY_EVENT = STARTED | IGNORED | CLOSED_NATURAL | CLOSED_BUDGET | TRUNCATED
+THINKING, ANSWER = int(Phase.THINKING), int(Phase.ANSWER)
+
+
+def start_thinking(
+    budget: ThinkingBudget,
+    fmt: ThinkingFormat,
+    extensions: tuple[tuple[int, ...], ...],
+    prompt_ids: list[int],
+    limit: int,
+) -> ThinkingRecord:
+    """A machine for a sequence that may grow to `limit` tokens, its prompt included.
+
+    fmt and extensions are in token ids. Raises ValueError where min_answer_tokens leaves no room to think in.
+    """
+    program = compile_program(fmt, extensions, budget.scope, budget.on_budget)
+    state = initial_state(program, fmt, budget, prompt_ids)
+    reserve = 0
+    if budget.min_answer_tokens:
+        close = max(len(fmt.forced_close), *(len(trigger.close) for trigger in fmt.triggers))
+        reserve = len(fmt.separator) + close + budget.min_answer_tokens
+        if budget.scope == "segment" and extensions:
+            reserve += max(map(len, extensions))  # not counted by the cap there, yet it takes room
+        room = limit - len(prompt_ids)
+        if room < reserve:
+            raise ValueError(
+                f"thinking.min_answer_tokens={budget.min_answer_tokens}: with the {reserve - budget.min_answer_tokens} "
+                f"tokens that close the thinking it needs {reserve}, but max_tokens and the context leave {room}; "
+                "raise max_tokens, shorten the prompt or lower min_answer_tokens"
+            )
+    record = ThinkingRecord(
+        format=fmt,
+        program=program,
+        state=state,
+        user_cap=budget.max_tokens,
+        reserve=reserve,
+        segment_scope=budget.scope == "segment",
+        opened_by_prompt=int(state[State.PHASE]) == THINKING,
+    )
+    if reserve:
+        state[State.MAX_TOKENS] = _cap(record, 0, 0, limit - len(prompt_ids))
+    return record
+
+
+def update_thinking(seq: Sequence, slots: SlotTable, flags: int, count: int, phase: int, wrote: bool) -> None:
+    """Record what the machine did at this step; `wrote`: it put a token at the sequence's last position."""
+    record = seq.thinking
+    assert record is not None
+    if wrote:
+        record.counts.append(count)
+    if flags & ANY_EVENT:
+        _record_events(record, flags, seq.num_output - (1 if wrote else 0))
+    if phase == ANSWER and record.answer_start is None:
+        record.answer_start = seq.num_output
+    if record.reserve and flags & (STARTED | IGNORED):
+        state = slots.states[seq.slot]
+        state[State.MAX_TOKENS] = _cap(record, count, int(state[State.PENDING]), seq.limit - seq.known)
+
+
+def _record_events(record: ThinkingRecord, flags: int, position: int) -> None:
+    for flag, kind in EVENTS.items():
+        if flags & flag:
+            record.events.append(ThinkingEvent(kind, position))
+    if flags & STARTED:
+        record.answer_start = None
+    if flags & IGNORED:
+        record.num_extensions += 1
+    if flags & CLOSED_NATURAL:
+        record.stop_reason = "natural"
+    elif flags & (CLOSED_BUDGET | TRUNCATED):
+        record.stop_reason = "budget"
+
+
+def answer_now(seq: Sequence, slots: SlotTable) -> None:
+    """Let the sequence close its thinking at its next position: from here on its budget is used up."""
+    if seq.thinking is None:
+        raise ValueError("only a request with a thinking budget (ThinkingBudget() will do) can be told to answer now")
+    state = slots.states[seq.slot] if seq.slot >= 0 else seq.thinking.state
+    state[State.MAX_TOKENS] = 0
+    seq.thinking.user_cap = 0
+
+
+def _cap(record: ThinkingRecord, count: int, pending: int, room: int) -> int:
+    """The cap under which separator, close and answer still fit into `room` tokens."""
+    fits = max(room - record.reserve - (pending if record.segment_scope else -count), 0)
+    return fits if record.user_cap is None else min(record.user_cap, fits)

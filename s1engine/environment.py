@@ -1,0 +1,42 @@
+"""What this machine can run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+import torch
+
+import s1engine
+from s1engine.thinking.stepper import implementation
+
+
+def environment() -> dict[str, str]:
+    """Versions, devices and which implementations are in use, in words."""
+    packages = ("transformers", "safetensors", "numpy", "triton", "flash-attn")
+    return {
+        "s1engine": s1engine.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in packages},
+        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "gpu": _gpu(),
+        "device": "cpu",
+        "attention": "torch",
+        "thinking machine": implementation(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    return f"{torch.cuda.get_device_name()} (not used: this version decodes on the CPU)"

@@ -1,0 +1,215 @@
+"""The front door: LLM.generate, chat, stream, score. Names are vLLM's, so that its offline scripts run here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from s1engine.config import EngineConfig
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.outputs import RequestOutput
+from s1engine.params import SamplingParams
+from s1engine.thinking import ThinkingFormat
+
+
+class LLM:
+    """A model to generate with.
+
+    model: a local folder or a hub id of a Qwen2/2.5, Qwen3 or Llama model. The settings are those of EngineConfig;
+    dtype "auto" is the checkpoint's, device "auto" the best that this machine has.
+
+        llm = LLM("path/to/model")
+        llm.generate("1 + 1 =", SamplingParams(temperature=0, thinking=ThinkingBudget(max_tokens=100)))
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: Any = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 8192,
+        block_size: int = 16,
+        kv_cache_memory: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        enable_prefix_caching: bool = True,
+        attention_backend: str = "auto",
+        tensor_parallel_size: int = 1,
+        deterministic: bool = False,
+        thinking_format: str | ThinkingFormat = "auto",
+        seed: int = 0,
+    ) -> None:
+        config = EngineConfig(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            kv_cache_memory=kv_cache_memory,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enable_prefix_caching=enable_prefix_caching,
+            attention_backend=attention_backend,
+            tensor_parallel_size=tensor_parallel_size,
+            deterministic=deterministic,
+            thinking_format=thinking_format,
+            seed=seed,
+        )
+        self.engine = LLMEngine(model, tokenizer=tokenizer, dtype=dtype, device=device, config=config)
+        self._count = 0
+        self._streams: dict[str, deque[RequestOutput]] = {}  # open streams, and what they have not yielded yet
+
+    def get_tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate from one prompt or several, in the order given.
+
+        prompts: a string, a list of token ids, {"prompt_token_ids": [...]}, or a list of those.
+        sampling_params: one for all, or one a prompt. A ValueError for any of them leaves nothing running.
+        """
+        return self._run(_as_prompts(prompts), sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate the next turn of a conversation (a list of {"role", "content"}) or of several (a list of lists)."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise ValueError("chat: the model has no tokenizer; pass tokenizer=...")
+        if tokenizer.chat_template is None:
+            raise ValueError("chat: the tokenizer has no chat template; build the prompt and call generate")
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        options = {"add_generation_prompt": True, **(chat_template_kwargs or {})}
+        prompts = [
+            tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options) for turns in conversations
+        ]
+        return self._run(prompts, sampling_params, use_tqdm)
+
+    def stream(self, prompt: Any, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Yield the request as it grows, one output a step that shows something new; the last one is finished.
+
+        Tokens that a rewind may take back are held back. Closing the iterator aborts the request.
+        """
+        request_id = self.engine.add_request(self._next_id(), prompt, sampling_params, stream=True)
+        mine = self._streams[request_id] = deque()
+        shown: list[tuple[int, str | None]] = []
+        finished = False
+        try:
+            while not finished:
+                if not mine:
+                    self._step()
+                    continue
+                output = mine.popleft()
+                finished = output.finished
+                now = [(len(o.token_ids), o.finish_reason) for o in output.outputs]
+                if now != shown or finished:
+                    shown = now
+                    yield output
+        finally:
+            self.engine.abort_request(request_id)
+            del self._streams[request_id]
+
+    def score(self, prompts: Any, completions: Any) -> list[list[float]]:
+        """Log-probabilities (natural, of the raw distribution) of each completion's tokens after its prompt.
+
+        prompts, completions: as many of one as of the other, each a string or a list of token ids; a completion's text
+        is tokenised by itself.
+        """
+        pairs = list(zip(_as_prompts(prompts), _as_prompts(completions), strict=True))
+        tokenize = self.engine.admission.tokenize
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        starts, whole = [], []
+        for prompt, completion in pairs:
+            prompt_ids = tokenize(prompt)[1]
+            if isinstance(completion, str):
+                completion_ids = self.engine.tokenizer.encode(completion, add_special_tokens=False)
+            else:
+                completion_ids = tokenize(completion, "completion")[1]
+            if not prompt_ids or not completion_ids:
+                raise ValueError("score: every prompt and every completion needs at least one token")
+            starts.append(len(prompt_ids))
+            whole.append(prompt_ids + completion_ids)
+        scores = []
+        for start, output in zip(starts, self._run(whole, params, use_tqdm=False, score_only=True), strict=True):
+            entries = output.prompt_logprobs or []
+            ids = output.prompt_token_ids
+            scores.append([entry[i].logprob for i, entry in zip(ids[start:], entries[start:], strict=True) if entry])
+        return scores
+
+    def _run(
+        self,
+        prompts: list[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+        score_only: bool = False,
+    ) -> list[RequestOutput]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise ValueError(
+                f"sampling_params: {len(sampling_params)} for {len(prompts)} prompts; one, or one a prompt"
+            )
+        ids: list[str] = []
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+                try:
+                    ids.append(self.engine.add_request(self._next_id(), prompt, params, score_only=score_only))
+                except ValueError as error:
+                    where = f"prompt {number} of {len(prompts)}: " if len(prompts) > 1 else ""
+                    raise ValueError(f"{where}{error}") from None
+            with tqdm(total=len(ids), desc="generate", unit="req", disable=not use_tqdm, leave=False) as bar:
+                tokens = 0
+                while len(outputs) < len(ids):
+                    for output in self._step():
+                        outputs[output.request_id] = output
+                        tokens += sum(len(o.token_ids) for o in output.outputs)
+                        bar.set_postfix_str(
+                            f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tok/s", refresh=False
+                        )
+                        bar.update()
+        finally:
+            # After an error (or an interrupt) nothing of this call may go on in the next one.
+            for request_id in ids:
+                self.engine.abort_request(request_id)
+        return [outputs[request_id] for request_id in ids]
+
+    def _step(self) -> list[RequestOutput]:
+        """One step for everything that runs; what belongs to open streams goes to them, the rest is returned."""
+        rest = []
+        for output in self.engine.step():
+            if output.request_id in self._streams:
+                self._streams[output.request_id].append(output)
+            else:
+                rest.append(output)
+        return rest
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"llm-{self._count}"
+
+
+def _as_prompts(prompts: Any) -> list[Any]:
+    """One prompt or several, as a list."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    prompts = list(prompts)
+    if prompts and all(isinstance(i, int) for i in prompts):
+        return [prompts]
+    return prompts

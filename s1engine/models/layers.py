@@ -1,0 +1,142 @@
+"""The parts of a decoder layer: fused projections, attention over the paged cache, the feed-forward network.
+
+Every layer works on packed rows [T, hidden]; the residual stream is float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s1engine.kernels.activation import silu_mul
+from s1engine.kernels.attention import paged_attention, plan_attention
+from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
+from s1engine.kernels.kv_cache import store_kv
+from s1engine.kernels.linear import linear
+from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
+from s1engine.kernels.rope import rope
+from s1engine.models.batch import PackedBatch
+from s1engine.models.config import ModelConfig
+
+
+@dataclass(slots=True)
+class Step:
+    """What all layers of one forward pass share: the batch, its angles and its attention plan."""
+
+    batch: PackedBatch
+    cos: Tensor
+    sin: Tensor
+    plan: list[Tensor]
+
+
+def plan_step(config: ModelConfig, batch: PackedBatch, angles: Tensor, block_size: int, row_invariant: bool) -> Step:
+    """angles: cosines and sines of the batch's rows, float32 [T, 2, head_dim / 2]."""
+    where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes, block_size)
+    plan = plan_attention_row_invariant(*where) if row_invariant else plan_attention(*where, config.dtype)
+    cos, sin = angles.unbind(1)
+    return Step(batch=batch, cos=cos, sin=sin, plan=plan)
+
+
+class Linear(nn.Module):
+    """x [T, in_features] to [T, out_features]."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, row_invariant: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features))
+        else:
+            self.register_parameter("bias", None)
+        self.row_invariant = row_invariant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, self.row_invariant)
+
+
+class RMSNorm(nn.Module):
+    """Normalises the float32 residual stream, after adding `x` [T, hidden] to it in place where one is given."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+        self.eps = eps
+
+    def forward(self, residual: Tensor, x: Tensor | None) -> Tensor:
+        if x is None:
+            return rms_norm(residual, self.weight, self.eps)
+        return add_rms_norm(residual, x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention; `qk_norm` holds the norms' weights, [heads + kv_heads, head_dim], where used."""
+
+    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.eps = config.rms_norm_eps
+        self.scale = config.head_dim**-0.5
+        self.row_invariant = row_invariant
+        heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv_proj = Linear(
+            config.hidden_size, heads * config.head_dim, bias=config.qkv_bias, row_invariant=row_invariant
+        )
+        self.o_proj = Linear(
+            config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, row_invariant=row_invariant
+        )
+        if config.qk_norm:
+            self.q_norm = nn.Parameter(torch.empty(config.head_dim))
+            self.k_norm = nn.Parameter(torch.empty(config.head_dim))
+        else:
+            self.register_parameter("q_norm", None)
+            self.register_parameter("k_norm", None)
+
+    def head_norms(self) -> Tensor | None:
+        """The two norms' weights, one row a head, as `rope` takes them; None where the model has none."""
+        if self.q_norm is None:
+            return None
+        return torch.cat((self.q_norm.expand(self.num_heads, -1), self.k_norm.expand(self.num_kv_heads, -1)))
+
+    def forward(self, x: Tensor, step: Step, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        batch = step.batch
+        qkv = self.qkv_proj(x).view(x.size(0), -1, self.head_dim)
+        rotated = rope(qkv[:, : -self.num_kv_heads], step.cos, step.sin, self.head_norms(), self.eps)
+        q, k = rotated.split((self.num_heads, self.num_kv_heads), dim=1)
+        store_kv(k, qkv[:, -self.num_kv_heads :], k_cache, v_cache, batch.slot_mapping)
+        attend = paged_attention_row_invariant if self.row_invariant else paged_attention
+        out = attend(
+            q, k_cache, v_cache, batch.block_tables, batch.query_start, batch.context_lens, step.plan, self.scale
+        )
+        return self.o_proj(out.view(x.size(0), -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward network with gate and up projections fused."""
+
+    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+        super().__init__()
+        size, bias = config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = Linear(config.hidden_size, 2 * size, bias=bias, row_invariant=row_invariant)
+        self.down_proj = Linear(size, config.hidden_size, bias=bias, row_invariant=row_invariant)
+        self.row_invariant = row_invariant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(silu_mul(self.gate_up_proj(x), self.row_invariant))
+
+
+class DecoderLayer(nn.Module):
+    """One layer; adds to `residual` in place and returns what is still to be added, for the next norm to fuse."""
+
+    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, row_invariant)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, row_invariant)
+
+    def forward(self, residual: Tensor, x: Tensor | None, step: Step, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        x = self.attention(self.input_norm(residual, x), step, k_cache, v_cache)
+        return self.mlp(self.post_attention_norm(residual, x))

@@ -1,0 +1,91 @@
+"""What a request gives back: vLLM's names, with the thinking told apart and each token marked forced or sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Logprob:
+    """Natural-log probability of a token, its rank in the distribution (1 is the most likely), and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class ThinkingEvent:
+    """Something that happened to the thinking: `kind` at output position `position` (an index into token_ids).
+
+    kind: "started" (the start marker's last token), "ignored" (an end was replaced; the extension's first token),
+    "natural" and "budget" (the close's first token, or the position at which a truncated request ended).
+    """
+
+    kind: str
+    position: int
+
+
+@dataclass(slots=True)
+class ThinkingOutput:
+    """The thinking of one sample.
+
+    num_tokens counts the tokens inside thinking blocks, extensions included and delimiters not (thinking.md, "Words").
+    stop_reason: "natural", "budget", or None while thinking is open.
+    """
+
+    text: str
+    num_tokens: int
+    stop_reason: str | None
+    num_extensions: int = 0
+    events: list[ThinkingEvent] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One sample of a request.
+
+    token_ids, forced_mask, banned_mask and logprobs (where asked for) run parallel. forced_mask[i]: token i was written
+    by the engine, not sampled. banned_mask[i]: something was banned in the logits from which position i was sampled.
+    finish_reason: "stop", "length", "abort", or None while unfinished; stop_reason: the stop string or stop id that
+    matched, "thinking_budget" where on_budget="truncate" ended the request, else None.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None
+    cumulative_logprob: float | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    forced_mask: list[bool]
+    banned_mask: list[bool]
+    thinking: ThinkingOutput | None
+    answer: str
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times in seconds on the monotonic clock; counts of what the scheduler did to the request."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request's state: all of it, when finished; what may be shown so far, when streaming."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int
+    metrics: RequestMetrics

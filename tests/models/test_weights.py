@@ -1,0 +1,197 @@
+"""Checkpoints: sharded, tied, of any stored dtype; what does not fit is named; memory is taken once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from s1engine.models import load_model, resolve_model_path
+from s1engine.models.weights import checkpoint_targets
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def edited(make_model, tmp_path) -> Callable[..., Path]:
+    """A copy of a random model whose tensors a function has changed."""
+
+    def edit(change: Callable[[dict[str, Tensor]], None], arch: str = "qwen2", **config: object) -> Path:
+        folder = tmp_path / "edited"
+        shutil.copytree(make_model(arch, **config), folder)
+        tensors = load_file(folder / FILE)
+        change(tensors)
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        return folder
+
+    return edit
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_tensor_lands_in_its_place(arch, tied, make_model):
+    folder = make_model(arch, tie_word_embeddings=tied)
+    stored = load_file(folder / FILE)
+    model = load_model(str(folder))
+    targets = checkpoint_targets(model)
+    assert targets.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert torch.equal(targets[name], tensor), name
+    # The targets are the parameters, and all of them.
+    memory = {parameter.untyped_storage().data_ptr(): parameter.numel() for parameter in model.parameters()}
+    assert sum(memory.values()) == sum(tensor.numel() for tensor in stored.values())
+    assert {target.untyped_storage().data_ptr() for target in targets.values()} == memory.keys()
+    assert (model.lm_head is model.embed_tokens) == tied
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_sharded_checkpoint(make_model):
+    whole = load_model(str(make_model("qwen3")))
+    folder = make_model("qwen3", max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    for one, other in zip(whole.parameters(), load_model(str(folder)).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_stored_dtypes_are_converted(stored, wanted, make_model):
+    folder = make_model("llama", dtype=stored)
+    tensors = load_file(folder / FILE)
+    assert {tensor.dtype for tensor in tensors.values()} == {stored}
+    model = load_model(str(folder), dtype=wanted)
+    expected = {"auto": torch.float32 if stored == torch.float16 else stored}.get(wanted) or getattr(torch, wanted)
+    for name, target in checkpoint_targets(model).items():
+        assert target.dtype == expected
+        assert torch.equal(target, tensors[name].to(expected))
+
+
+def test_everything_wrong_is_named(edited):
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.self_attn.k_proj.bias"]
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(3)
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 96)
+        tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(96, 160, dtype=torch.int8)
+
+    with pytest.raises(ValueError) as error:
+        load_model(str(edited(change)))
+    for text in (
+        "model.norm.weight is missing",
+        "model.layers.1.self_attn.k_proj.bias is missing",
+        "model.layers.2.mlp.up_proj.weight is unexpected",
+        "model.layers.0.mlp.up_proj.weight has shape [7, 96], expected [160, 96]",
+        "model.layers.0.mlp.down_proj.weight is stored as I8",
+    ):
+        assert text in str(error.value)
+
+
+def test_a_transposed_matrix_is_not_reshaped(edited):
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = "model.layers.0.mlp.down_proj.weight"
+        tensors[name] = tensors[name].T.contiguous()
+
+    with pytest.raises(ValueError, match=r"has shape \[160, 96\], expected \[96, 160\]"):
+        load_model(str(edited(change)))
+
+
+def test_derived_tensors_are_ignored(edited):
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(12)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    model = load_model(str(edited(change, tie_word_embeddings=True)))
+    assert model.lm_head is model.embed_tokens
+
+
+def test_a_different_head_is_not_tied(edited, caplog):
+    head = torch.full((1000, 96), 0.5)
+    folder = edited(lambda tensors: tensors.update({"lm_head.weight": head}), tie_word_embeddings=True)
+    model = load_model(str(folder))
+    assert torch.equal(model.lm_head, head) and not torch.equal(model.embed_tokens, head)
+    assert not model.config.tie_word_embeddings
+    assert "lm_head.weight" in caplog.text
+
+
+def test_files_that_are_not_there_are_named(make_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("qwen3", max_shard_size="200KB"), folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=shards[1].name):
+        load_model(str(folder))
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"no \*\.safetensors file"):
+        load_model(str(folder))
+
+
+def test_a_tensor_in_two_files_is_named(make_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("qwen2"), folder)
+    tensors = load_file(folder / FILE)
+    save_file({"model.norm.weight": tensors["model.norm.weight"]}, folder / "more.safetensors")
+    index = {"weight_map": {**dict.fromkeys(tensors, FILE), "model.norm.weight": "more.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is in model\.safetensors and in more\.safetensors"):
+        load_model(str(folder))
+
+
+def test_hub_id(make_model, monkeypatch):
+    folder = make_model("qwen2")
+    asked = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert "*.safetensors" in allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr("s1engine.models.weights.snapshot_download", download)
+    assert resolve_model_path("someone/a-model") == folder
+    assert load_model("someone/a-model").config.vocab_size == 1000
+    assert asked == ["someone/a-model"] * 2
+    assert resolve_model_path(str(folder)) == folder and len(asked) == 2
+
+
+PEAK_MEMORY = """
+import sys, threading, torch
+from s1engine.models import load_model
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+load_model(sys.argv[1])  # everything that is imported or started only once
+before, peak, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.0005):
+        peak = max(peak, anonymous())
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = load_model(sys.argv[2])
+done.set()
+thread.join()
+print(max(peak, anonymous()) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the process's memory from Linux's /proc")
+def test_no_second_copy_in_memory(make_model):
+    small = make_model("qwen2", dtype=torch.bfloat16)
+    large = make_model("qwen2", dtype=torch.bfloat16, vocab_size=100000, hidden_size=512, intermediate_size=8192)
+    size = (large / FILE).stat().st_size
+    assert size > 200e6
+    command = [sys.executable, "-c", PEAK_MEMORY, str(small), str(large)]
+    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    assert 0.9 * size < taken < 1.1 * size
