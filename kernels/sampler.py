@@ -89,7 +89,7 @@ def processed_logits(logits: Tensor, batch: SamplingBatch) -> Tensor:
     out = logits.clone()
     for row in torch.nonzero(_is_sampled(batch.temperature, logits.amax(1))).flatten().tolist():
         one = slice(row, row + 1)
-        temperature = _effective(batch.temperature[one])
+        temperature = batch.temperature[one].clamp_min(_MIN_TEMPERATURE)
         kept = logits[one].clone()
         kept.masked_fill_(kept < _min_p_threshold(kept.amax(1), temperature, batch.min_p[one]), -math.inf)
         if batch.any_top_k:
@@ -126,8 +126,8 @@ def _sample(
     if not len(rows):
         return out
     group_max, seeds, positions = group_max[rows], seeds[rows], positions[rows]
-    temperature, top_k, top_p, min_p = _effective(temperature[rows]), top_k[rows], top_p[rows], min_p[rows]
-    top_k = top_k.masked_fill(top_k >= logits.size(1), 0)
+    temperature, top_p, min_p = temperature[rows].clamp_min(_MIN_TEMPERATURE), top_p[rows], min_p[rows]
+    top_k = top_k[rows].masked_fill(top_k[rows] >= logits.size(1), 0)
     top = group_max.amax(1)
 
     # `floor`: tokens below it cannot be drawn, for one reason or another, and need not be looked at.
@@ -245,10 +245,6 @@ def _first_argmax(groups: Tensor, group_max: Tensor) -> Tensor:
 def _is_sampled(temperature: Tensor, top: Tensor) -> Tensor:
     """Whether a row is sampled [R]. One without a finite maximum has no distribution to sample from."""
     return (temperature > 0) & top.isfinite()
-
-
-def _effective(temperature: Tensor) -> Tensor:
-    return temperature.clamp_min(_MIN_TEMPERATURE)
 
 
 def _min_p_threshold(top: Tensor, temperature: Tensor, min_p: Tensor) -> Tensor:
