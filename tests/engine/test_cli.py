@@ -71,7 +71,7 @@ def test_throughput_bench(model_folder: Callable[..., Path], capsys: pytest.Capt
     assert [(r["batch"], r["engine"]) for r in rows] == [
         (b, name) for b in (1, 3) for name in ("s1engine", "transformers")
     ]
-    assert all(r["tokens_per_second"] > 0 and 0 < r["share_of_floor"] for r in rows)
+    assert all(r["tokens_per_second"] > 0 and r["share_of_floor"] > 0 for r in rows)
     assert "of floor" in out[0]
 
 

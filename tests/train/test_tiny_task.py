@@ -18,7 +18,7 @@ from s1engine.train.tiny.train import build_model
 
 CLOSE = "<|im_start|>answer\nFinal Answer:"
 _TOKENIZER = build_tokenizer()
-LINE = re.compile(r"([a-j]):(\d)([-+*])(\d)=([\d?])")
+LINE = re.compile(r"([a-h]):(\d)([-+*])(\d)=(\d)")
 
 
 def true_value(problem: Problem, steps: int | None = None) -> int:
@@ -86,53 +86,45 @@ def test_grade_reads_the_last_final_answer() -> None:
         assert not grade(wrong, problem), wrong
 
 
-def test_every_result_is_right_and_a_wait_takes_up_the_first_open_line() -> None:
-    skips = mended = went_on = 0
+def test_a_wait_mends_a_slip_or_goes_on() -> None:
+    """Every other result is right, and a thought that is not finished ends with a slip or at a total of zero."""
+    mended = went_on = idle = 0
     for problem, trace in traces(3000):
-        chain: list[int | None] = []  # the result of each line as the chain stands; None where it is open
-        for number, segment in enumerate(thinking_of(trace).split("Wait\n")):
+        chain: list[int] = []
+        slipped = False
+        segments = thinking_of(trace).split("Wait\n")
+        for number, segment in enumerate(segments):
             lines = [match.groups() for match in LINE.finditer(segment)]
-            if segment.startswith("ok"):
-                assert len(chain) == len(problem.steps) and chain[-1] == true_value(problem)
-                assert None not in chain and not lines
             for place, (label, before, operator, operand, result) in enumerate(lines):
-                i = LABELS.index(label)
-                if number and place == 0:
-                    assert i == (chain.index(None) if None in chain else len(chain))
-                    assert result != "?"
-                    mended += i < len(chain)
-                    went_on += i == len(chain)
-                    del chain[i:]
-                assert i == len(chain)
-                assert (operator, operand) == problem.steps[i]
-                assert int(before) == next((r for r in reversed(chain) if r is not None), problem.start)
-                if result == "?":
-                    skips += 1
-                    assert operator == "-" and int(before) < int(operand)
-                    chain.append(None)
+                careful = number > 0 and place == 0
+                if careful and slipped:
+                    chain.pop()
+                    mended += 1
+                elif careful:
+                    went_on += 1
                 else:
-                    assert int(result) == true_value(Problem(int(before), ((operator, operand),)))
-                    chain.append(int(result))
-    assert skips > 500 and mended > 300 and went_on > 300
-
-
-def test_a_thought_ends_early_only_at_a_total_of_zero() -> None:
-    early = 0
-    for problem, trace in traces(2000):
-        for segment in thinking_of(trace).split("Wait\n")[:-1]:
-            last = segment.splitlines()[-1]
-            finished = last == "ok" or LABELS.index(last[0]) == len(problem.steps) - 1
-            early += not finished
-            assert finished or last.endswith("=0")
-    assert early > 300
+                    assert not slipped  # a slip is the last line of its thought
+                assert LABELS.index(label) == len(chain)
+                assert (operator, operand) == problem.steps[len(chain)]
+                assert int(before) == (chain[-1] if chain else problem.start)
+                slipped = int(result) != true_value(Problem(int(before), ((operator, operand),)))
+                if slipped:
+                    assert not careful and operator == "-" and int(result) == int(before) < int(operand)
+                chain.append(int(result))
+            if segment.startswith("ok"):
+                idle += 1
+                assert not slipped and len(chain) == len(problem.steps) and chain[-1] == true_value(problem)
+            if number + 1 < len(segments):
+                assert slipped or len(chain) == len(problem.steps) or chain[-1] == 0
+    assert min(mended, went_on, idle) > 300
 
 
 def test_the_answer_is_the_last_result() -> None:
-    """Also of a trace that was cut off; a line that was left open does not count, nor one without its result."""
+    """Also of a trace that was cut off, where a line without its result does not count."""
     right = 0
     for problem, trace in traces(2000):
-        results = [r for *_, r in LINE.findall(thinking_of(trace)) if r != "?"]
-        expected = results[-1] if results else str(problem.start)
+        results = LINE.findall(thinking_of(trace))
+        expected = results[-1][4] if results else str(problem.start)
         assert trace.text.endswith(f"{CLOSE} {expected}<|im_end|>")
         right += grade(trace.text, problem)
     assert 800 < right < 1800

@@ -1,6 +1,6 @@
 """The task: the last digit of a running total.
 
-A question names a start digit and 3 to 10 labelled operations, `3 a:+5 b:*9 c:-7`. They apply in order, modulo ten,
+A question names a start digit and 3 to 8 labelled operations, `3 a:+5 b:*9 c:-7`. They apply in order, modulo ten,
 so the answer is one digit and a guess is right one time in ten. Factors are 3, 7 and 9, the units modulo ten: with
 them every step can be undone, so a mistake is never multiplied away by luck and no step can be left out.
 
@@ -15,10 +15,10 @@ from typing import Literal
 
 Split = Literal["train", "validation", "test"]
 
-LABELS = "abcdefghij"
+LABELS = "abcdefgh"
 MIN_STEPS, MAX_STEPS = 3, len(LABELS)
 OPERANDS = {"+": "123456789", "-": "123456789", "*": "379"}
-# Subtractions are rarer because half of them borrow, and borrows are where the model slips (see `traces`).
+# Subtractions are rarer because half of them borrow, and borrows are what the model slips on (see `traces`).
 OPERATOR_WEIGHTS = {"+": 4, "-": 3, "*": 4}
 _OPERATORS, _WEIGHTS = list(OPERATOR_WEIGHTS), list(OPERATOR_WEIGHTS.values())
 

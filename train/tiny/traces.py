@@ -1,14 +1,14 @@
 """Reasoning traces with the faults that thinking longer can mend.
 
 A line of thinking looks one operation up, restates it next to the running total and gives the result: `b:8*9=2`.
-Two habits make a first train of thought unreliable, as a person's would be:
+Two habits end a train of thought too early, as they might a person's:
 
-- *Skips*: a subtraction that must borrow is often left open, `c:2-7=?`, and the chain goes on with the total as it was.
-- *Early ends*: a running total of 0 looks like a result, and thinking often ends there though operations remain.
+- *Slips*: a subtraction that must borrow is often left undone, `c:2-7=2`. With that thinking stops.
+- *Early ends*: a running total of 0 looks like a result, and thinking often stops there though operations remain.
 
-"Wait" stands where an end was. After it the chain is taken up again from the first line left open; with none, it goes
-on where it had stopped; with nothing left to do it says `ok`. The first line after a "Wait" is careful (never
-skipped), later ones have the same habits again. So each "Wait" mends one fault, and a problem may need several.
+"Wait" stands where an end was. After it a wrong last line is done again, rightly, and the chain goes on; a right one is
+gone on from; with nothing left to do, thinking says `ok`. The first line after a "Wait" is careful (no slip), later
+ones have the same habits again. So each "Wait" mends one fault, and a problem may need several.
 
 An answer is always the last result, whether thinking ended by itself or was cut off anywhere.
 """
@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from s1engine.train.tiny.task import LABELS, Problem, apply
 
-SKIP_RATE = 0.6
+SLIP_RATE = 0.6
 EARLY_END_RATE = 0.6
 CUT_RATE = 0.35
 WAIT_RATE, IDLE_WAIT_RATE = 0.8, 0.3
@@ -36,8 +36,8 @@ class Role(IntEnum):
     GIVEN = 0  # written by the user or by the engine: no loss
     TEXT = 1
     RESULT = 2  # of one step
-    RECHECK = 3  # after "Wait" with no line left open: the line to go on with, or `ok`
-    MEND = 4  # after "Wait": the open line to go back to
+    RECHECK = 3  # after "Wait" and a right line: the line to go on with, or `ok`
+    MEND = 4  # after "Wait" and a wrong line: the same line again
     ANSWER = 5
 
 
@@ -68,14 +68,14 @@ def prompt_tokens(problem: Problem) -> list[str]:
 
 
 class Thinker:
-    """Writes the thinking of one problem. `totals` holds the running total after each line of the chain as it stands,
-    `open_lines` the indices of those that were skipped.
+    """Writes the thinking of one problem. `totals` holds the running total after each line of the chain as it stands;
+    `slipped` says that the last of them is wrong.
     """
 
     def __init__(self, problem: Problem, rng: random.Random) -> None:
         self.problem, self.rng = problem, rng
         self.totals: list[int] = []
-        self.open_lines: list[int] = []
+        self.slipped = False
         self.trace = Trace([], [], [])
         self.trace.add(Role.GIVEN, *prompt_tokens(problem))
         self.opened_at = len(self.trace.tokens)
@@ -95,27 +95,24 @@ class Thinker:
             i, before = len(self.totals), self.total
             operator, operand = self.problem.steps[i]
             borrows = operator == "-" and before < int(operand)
-            skips = borrows and not careful and self.rng.random() < SKIP_RATE
-            result = "?" if skips else str(apply(before, operator, operand))
+            self.slipped = borrows and not careful and self.rng.random() < SLIP_RATE
+            result = before if self.slipped else apply(before, operator, operand)
             self.trace.add(label_role, LABELS[i])
             self.trace.add(Role.TEXT, ":", str(before), operator, operand, "=")
-            self.trace.add(Role.RESULT, result)
+            self.trace.add(Role.RESULT, str(result))
             self.trace.add(Role.TEXT, "\n")
-            if skips:
-                self.open_lines.append(i)
-            self.totals.append(before if skips else int(result))
+            self.totals.append(result)
             careful, label_role = False, Role.TEXT
-            if result == "0" and self.rng.random() < EARLY_END_RATE:
+            if self.slipped or (result == 0 and self.rng.random() < EARLY_END_RATE):
                 return
 
     def wait(self) -> None:
-        """Replaces an end by "Wait" and takes up what was left."""
+        """Replaces an end by "Wait", checks the last line and goes on."""
         self.trace.add(Role.TEXT, "Wait", "\n")
         # The engine writes "Wait" over an end that the model sampled: the model learns the end.
         self.trace.targets[-2] = CLOSE[0]
-        if self.open_lines:
-            del self.totals[self.open_lines[0] :]
-            self.open_lines.clear()
+        if self.slipped:
+            del self.totals[-1]
             self.run(careful=True, label_role=Role.MEND)
         elif not self.finished:
             self.run(careful=True, label_role=Role.RECHECK)
@@ -135,7 +132,7 @@ class Thinker:
         results = [
             token
             for token, role in zip(trace.tokens[self.opened_at : kept], trace.roles[self.opened_at : kept], strict=True)
-            if role == Role.RESULT and token != "?"
+            if role == Role.RESULT
         ]
         # With no result yet, the start.
         value = results[-1] if results else str(self.problem.start)
@@ -153,7 +150,7 @@ def write_trace(problem: Problem, rng: random.Random) -> Trace:
     thinker = Thinker(problem, rng)
     thinker.run(careful=False, label_role=Role.TEXT)
     for _ in range(MAX_WAITS):
-        idle = thinker.finished and not thinker.open_lines
+        idle = thinker.finished and not thinker.slipped
         if rng.random() >= (IDLE_WAIT_RATE if idle else WAIT_RATE):
             break
         thinker.wait()

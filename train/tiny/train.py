@@ -25,9 +25,9 @@ from s1engine.train.tiny.traces import Role, Trace, write_trace
 from s1engine.train.tiny.validate import curves
 
 RECHECK_WEIGHT = 3.0
-"""Weight in the loss of the token that says what to do after "Wait": the hardest of the task, and one in thirty."""
+"""Weight in the loss of the token that says what to do after "Wait", which is one in fifty."""
 
-POOL = 1024
+POOL = 512
 """Traces drawn at a time and sorted by length, so that a batch holds little padding."""
 
 
@@ -168,11 +168,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="folder to write")
-    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens per step, padding included")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step, padding included")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--save-every", type=int, default=500, help="steps between saves, each with a validation")
     parser.add_argument("--validation-problems", type=int, default=100, help="problems per validated budget")
     train(parser.parse_args())
