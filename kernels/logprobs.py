@@ -28,7 +28,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top_n: int) -> tuple[Tensor, 
     if top_n:
         for row, values, ids in zip(logprobs, top_values, top_ids, strict=True):
             # topk alone picks any of the tokens that are equal at the border.
-            candidates = torch.nonzero(row >= row.topk(top_n).values[-1]).flatten()
+            # (Not `>=`: a row of NaN has to give some tokens, not none.)
+            candidates = torch.nonzero(~(row < row.topk(top_n).values[-1])).flatten()
             ordered, order = row[candidates].sort(descending=True, stable=True)
             values.copy_(ordered[:top_n])
             ids.copy_(candidates[order[:top_n]])

@@ -154,12 +154,13 @@ def _chat(args: argparse.Namespace) -> int:
             return 0
         turns.append({"role": "user", "content": line})
         ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=True)
-        shown, last = 0, None
+        text, count, last = "", 0, None
         for output in llm.stream(ids, params):
             last = output.outputs[0]
-            new = slice(shown, len(last.token_ids))
-            print(marked_text(tokenizer, last.token_ids[new], last.forced_mask[new]), end="", flush=True)
-            shown = len(last.token_ids)
+            forced = last.forced_mask[count:]
+            dim = sys.stdout.isatty() and bool(forced) and all(forced)
+            print(f"{DIM}{last.text[len(text) :]}{RESET}" if dim else last.text[len(text) :], end="", flush=True)
+            text, count = last.text, len(last.token_ids)
         print()
         turns.append({"role": "assistant", "content": last.answer if last is not None else ""})
 

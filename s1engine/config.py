@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s1engine.thinking import ThinkingFormat
+from s1engine.thinking import FORMAT_NAMES, ThinkingFormat
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu")
@@ -48,16 +48,21 @@ class EngineConfig:
                 raise ValueError(f"{name}={value!r}: must be an integer >= 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed!r}: must be a 64-bit integer")
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise ValueError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}: must be in (0, 1]")
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 < share <= 1.0:
+            raise ValueError(f"gpu_memory_utilization={share!r}: must be a number in (0, 1]")
+        for name in ("enable_prefix_caching", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise ValueError(f"attention_backend={self.attention_backend!r}: one of {', '.join(ATTENTION_BACKENDS)}")
         if self.tensor_parallel_size != 1:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size!r}: this engine runs on one device, so it must be 1"
             )
-        if not isinstance(self.thinking_format, str | ThinkingFormat):
-            raise ValueError(f"thinking_format={self.thinking_format!r}: a format's name or a ThinkingFormat")
+        if not isinstance(self.thinking_format, ThinkingFormat) and self.thinking_format not in FORMAT_NAMES:
+            names = ", ".join(FORMAT_NAMES)
+            raise ValueError(f"thinking_format={self.thinking_format!r}: must be one of {names}, or a ThinkingFormat")
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:

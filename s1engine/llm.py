@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.request import Request
 from s1engine.outputs import RequestOutput
 from s1engine.params import SamplingParams
 from s1engine.thinking import ThinkingFormat
@@ -61,7 +61,7 @@ class LLM:
         )
         self.engine = LLMEngine(model, tokenizer=tokenizer, dtype=dtype, device=device, config=config)
         self._count = 0
-        self._streams: dict[str, deque[RequestOutput]] = {}  # open streams, and what they have not yielded yet
+        self._streams: dict[str, RequestOutput | None] = {}  # open streams, and the newest that they have not yielded
 
     def get_tokenizer(self) -> Any:
         return self.engine.tokenizer
@@ -96,26 +96,33 @@ class LLM:
             raise ValueError("chat: the tokenizer has no chat template; build the prompt and call generate")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
         options = {"add_generation_prompt": True, **(chat_template_kwargs or {})}
-        prompts = [
-            tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options) for turns in conversations
-        ]
+        texts = [tokenizer.apply_chat_template(turns, tokenize=False, **options) for turns in conversations]
+        # The template writes what has to stand at the beginning of a text: nothing may be added to it.
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        prompts = [{"prompt": text, "prompt_token_ids": i} for text, i in zip(texts, ids, strict=True)]
         return self._run(prompts, sampling_params, use_tqdm)
 
     def stream(self, prompt: Any, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Yield the request as it grows, one output a step that shows something new; the last one is finished.
+        """The request as it grows: cumulative, one output a step that shows something new; the last one is finished.
 
-        Tokens that a rewind may take back are held back. Closing the iterator aborts the request.
+        Tokens that a rewind may take back are held back. Closing the iterator aborts the request. Bad input raises
+        ValueError here, before the first output is asked for.
         """
-        request_id = self.engine.add_request(self._next_id(), prompt, sampling_params, stream=True)
-        mine = self._streams[request_id] = deque()
+        return self._stream(self.engine.prepare(self._next_id(), prompt, sampling_params, stream=True))
+
+    def _stream(self, request: Request) -> Iterator[RequestOutput]:
+        request_id = request.request_id
+        self.engine.core.add(request)
+        self._streams[request_id] = None
         shown: list[tuple[int, str | None]] = []
         finished = False
         try:
             while not finished:
-                if not mine:
+                output = self._streams[request_id]
+                self._streams[request_id] = None
+                if output is None:
                     self._step()
                     continue
-                output = mine.popleft()
                 finished = output.finished
                 now = [(len(o.token_ids), o.finish_reason) for o in output.outputs]
                 if now != shown or finished:
@@ -131,13 +138,15 @@ class LLM:
         prompts, completions: as many of one as of the other, each a string or a list of token ids; a completion's text
         is tokenised by itself.
         """
-        pairs = list(zip(_as_prompts(prompts), _as_prompts(completions), strict=True))
+        prompts, completions = _as_prompts(prompts), _as_prompts(completions)
+        if len(prompts) != len(completions):
+            raise ValueError(f"completions: {len(completions)} for {len(prompts)} prompts; give one a prompt")
         tokenize = self.engine.admission.tokenize
         params = SamplingParams(max_tokens=1, prompt_logprobs=0)
         starts, whole = [], []
-        for prompt, completion in pairs:
+        for prompt, completion in zip(prompts, completions, strict=True):
             prompt_ids = tokenize(prompt)[1]
-            if isinstance(completion, str):
+            if isinstance(completion, str) and self.engine.tokenizer is not None:
                 completion_ids = self.engine.tokenizer.encode(completion, add_special_tokens=False)
             else:
                 completion_ids = tokenize(completion, "completion")[1]
@@ -195,7 +204,7 @@ class LLM:
         rest = []
         for output in self.engine.step():
             if output.request_id in self._streams:
-                self._streams[output.request_id].append(output)
+                self._streams[output.request_id] = output
             else:
                 rest.append(output)
         return rest
@@ -209,6 +218,8 @@ def _as_prompts(prompts: Any) -> list[Any]:
     """One prompt or several, as a list."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts={prompts!r}: must be a string, a list of token ids, or a list of those")
     prompts = list(prompts)
     if prompts and all(isinstance(i, int) for i in prompts):
         return [prompts]

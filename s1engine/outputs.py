@@ -18,8 +18,9 @@ class Logprob:
 class ThinkingEvent:
     """Something that happened to the thinking: `kind` at output position `position` (an index into token_ids).
 
-    kind: "started" (the start marker's last token), "ignored" (an end was replaced; the extension's first token),
-    "natural" and "budget" (the close's first token, or the position at which a truncated request ended).
+    The position is where it was decided: of "started" the start marker's last token; of "ignored" the extension's first
+    token; of "natural" the token by which the end was complete; of "budget" the first token that the engine wrote, the
+    separator where there is one, or the length of the output where the request was truncated.
     """
 
     kind: str

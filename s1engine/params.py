@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 from s1engine.thinking import ThinkingBudget
 
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
-MAX_SEED = 2**63 - 1
+MAX_SEED, MAX_INT32 = 2**63 - 1, 2**31 - 1
+# What float32 can hold, with room for a logit beside it.
+LARGE = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,31 +79,41 @@ class SamplingParams:
         self._check_int("min_tokens", self.min_tokens, 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens}: must not exceed max_tokens={self.max_tokens}")
-        self._check_int("top_k", self.top_k, -1)
+        self._check_int("top_k", self.top_k, -1, MAX_INT32)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 self._check_int(name, getattr(self, name), 0)
         if self.seed is not None:
             self._check_int("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
-        self._check_real("temperature", self.temperature, 0.0, math.inf)
+        self._check_real("temperature", self.temperature, 0.0, LARGE)
         self._check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
         self._check_real("min_p", self.min_p, 0.0, 1.0)
         self._check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self._check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self._check_real("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        self._check_real("repetition_penalty", self.repetition_penalty, 0.0, LARGE, open_low=True)
         if self.logprobs_mode not in LOGPROBS_MODES:
             raise ValueError(f"logprobs_mode={self.logprobs_mode!r}: must be one of {', '.join(LOGPROBS_MODES)}")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if any(not isinstance(s, str) or not s for s in stop):
-            raise ValueError(f"stop={self.stop!r}: must be non-empty strings")
-        object.__setattr__(self, "stop_strings", stop)
-        for name in ("stop_token_ids", "logit_bias"):
-            if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in getattr(self, name) or ()):
-                raise ValueError(f"{name}={getattr(self, name)!r}: token ids must be integers >= 0")
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop_strings", tuple(self._check_all("stop", stop, _is_text, "non-empty strings")))
+        self._check_all("bad_words", self.bad_words, _is_text, "non-empty strings")
+        self._check_all("stop_token_ids", self.stop_token_ids, _is_id, "token ids, integers >= 0")
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias={self.logit_bias!r}: must map token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
-            self._check_real(f"logit_bias[{token}]", bias, -math.inf, math.inf)
-        if isinstance(self.bad_words, str) or any(not isinstance(w, str) or not w for w in self.bad_words or ()):
-            raise ValueError(f"bad_words={self.bad_words!r}: must be a list of non-empty strings")
+            if not _is_id(token):
+                raise ValueError(f"logit_bias={self.logit_bias!r}: token ids must be integers >= 0")
+            self._check_real(f"logit_bias[{token}]", bias, -LARGE, LARGE)
+
+    @staticmethod
+    def _check_all(name: str, values: Any, is_valid: Callable[[Any], bool], what: str) -> Sequence[Any]:
+        if values is None:
+            return ()
+        if isinstance(values, str) or not isinstance(values, Iterable) or not all(map(is_valid, values)):
+            raise ValueError(f"{name}={values!r}: must be a list of {what}")
+        return tuple(values)
 
     @staticmethod
     def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -116,9 +129,13 @@ class SamplingParams:
             raise ValueError(f"{name}={value!r}: must be finite and in {'(' if open_low else '['}{low:g}, {high:g}]")
 
     @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -39,9 +39,10 @@ def describe() -> dict[str, Any]:
     }
 
 
-def peak_memory() -> int:
-    """Bytes of this process's largest resident set so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now."""
+    with open("/proc/self/statm") as line:
+        return int(line.read().split()[1]) * resource.getpagesize()
 
 
 def _processor() -> str:

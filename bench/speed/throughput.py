@@ -54,10 +54,12 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, model: str) -> int:
     dtype = getattr(torch, args.dtype)
     bandwidth, rate = machine.read_bandwidth(), machine.matmul_rate(dtype)
-    engines: dict[str, Callable[[list[list[int]], int], Any]] = {"s1engine": _ours(model, args)}
-    memory = {"s1engine": machine.peak_memory()}
-    if not args.no_peer:
-        engines["transformers"] = _transformers(model, dtype)
+    engines: dict[str, Callable[[list[list[int]], int], Any]] = {}
+    memory: dict[str, int] = {}
+    for name in ("s1engine",) if args.no_peer else ("s1engine", "transformers"):
+        before = machine.resident_memory()
+        engines[name] = _ours(model, args) if name == "s1engine" else _transformers(model, dtype)
+        memory[name] = machine.resident_memory() - before
     shape = _shape(model)
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -95,12 +97,13 @@ def _run(args: argparse.Namespace, model: str) -> int:
         )
     print(
         f"floor: weights and KV cache read at {bandwidth / 1e9:.1f} GB/s, operations at {rate / 1e9:.0f} GFLOP/s, both "
-        f"measured just before; resident after loading s1engine's model: {memory['s1engine'] / 2**20:.0f} MiB"
+        "measured just before"
     )
+    print("in memory after loading: " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items()))
     if args.json:
         report = {"rows": rows, "read_bytes_per_second": bandwidth, "operations_per_second": rate, "args": vars(args)}
-        report |= {"machine": machine.describe(), "resident_bytes": memory}
-        print(json.dumps({k: v for k, v in report.items()}, default=str))
+        report |= {"machine": machine.describe(), "loaded_bytes": memory}
+        print(json.dumps(report, default=str))
     return 0
 
 

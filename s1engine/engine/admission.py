@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,9 @@ from s1engine.kernels.philox import hash_seed
 from s1engine.outputs import RequestMetrics
 from s1engine.params import SamplingParams
 from s1engine.thinking import ThinkingFormat, resolve_extensions, resolve_format
+
+# Formats remembered as checked; requests may bring any number of their own.
+MAX_FORMATS = 64
 
 
 class Admission:
@@ -36,20 +40,24 @@ class Admission:
         self.thinking_format = thinking_format
         self.seed = seed
         self._number = 0
-        self._formats: dict[str, ThinkingFormat] = {}
+        self._formats: dict[str | ThinkingFormat, ThinkingFormat] = {}
 
     def tokenize(self, prompt: Any, name: str = "prompt") -> tuple[str | None, list[int]]:
-        """Text and ids of a prompt: a string, a list of ids, or {"prompt_token_ids": ids}."""
-        if isinstance(prompt, dict) and "prompt_token_ids" in prompt:
-            prompt = prompt["prompt_token_ids"]
+        """Text and ids of a prompt: a string, a list of ids, or {"prompt_token_ids": ids} with its text as "prompt"."""
         if isinstance(prompt, str):
             return prompt, list(self._need_tokenizer(f"a text {name}")(prompt)["input_ids"])
-        if not isinstance(prompt, list | tuple) or not all(isinstance(i, int) for i in prompt):
-            raise ValueError(f'{name}={prompt!r:.80}: a string, a list of token ids or {{"prompt_token_ids": [...]}}')
-        wrong = [i for i in prompt if not 0 <= i < self.vocab_size]
-        if wrong:
-            raise ValueError(f"{name}: token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
-        return None, list(prompt)
+        text, ids = None, prompt
+        if (
+            isinstance(prompt, dict)
+            and "prompt_token_ids" in prompt
+            and prompt.keys() <= {"prompt", "prompt_token_ids"}
+        ):
+            text, ids = prompt.get("prompt"), prompt["prompt_token_ids"]
+        if not isinstance(ids, list | tuple) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            shown = f"{prompt!r:.80}"
+            raise ValueError(f'{name}={shown}: must be a string, a list of token ids or {{"prompt_token_ids": [...]}}')
+        self._check_ids(name, ids)
+        return text, list(ids)
 
     def request(
         self,
@@ -69,9 +77,7 @@ class Admission:
                 "(max_model_len, the model's positions, or what the KV cache holds); shorten it or raise those"
             )
         for name in ("stop_token_ids", "logit_bias"):
-            for token in getattr(params, name) or ():
-                if token >= self.vocab_size:
-                    raise ValueError(f"{name}: token id {token} is outside the vocabulary of {self.vocab_size}")
+            self._check_ids(name, getattr(params, name) or ())
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(params, name) or 0) > self.vocab_size:
                 raise ValueError(f"{name}={getattr(params, name)}: the vocabulary has {self.vocab_size} tokens")
@@ -100,9 +106,7 @@ class Admission:
 
     def split_format(self) -> ThinkingFormat | None:
         """The format by which the thinking of requests without a budget is told apart, where the model has one."""
-        if isinstance(self.thinking_format, ThinkingFormat):
-            return self._format(None)
-        if self.tokenizer is None:
+        if self.tokenizer is None and isinstance(self.thinking_format, str):
             return None
         try:
             return self._format(None)
@@ -112,28 +116,48 @@ class Admission:
             return None  # a model that does not think
 
     def _add_samples(self, request: Request) -> None:
-        params = request.params
-        room = self.max_model_len - len(request.prompt_token_ids)
-        limit = len(request.prompt_token_ids) + (room if params.max_tokens is None else min(params.max_tokens, room))
-        seed = hash_seed(self.seed, request.number) if params.seed is None else params.seed
+        params, prompt_ids = request.params, request.prompt_token_ids
+        room = self.max_model_len - len(prompt_ids)
+        limit = len(prompt_ids) + (room if params.max_tokens is None else min(params.max_tokens, room))
+        # + 1: else request 0 would have the engine's own seed, and its sample i that of request i.
+        seed = hash_seed(self.seed, request.number + 1) if params.seed is None else params.seed
         budget = params.thinking
+        if budget is not None:
+            fmt = self._format(budget.format)
+            # An EOS that is ignored may still end the thinking, but not the request.
+            fmt = replace(fmt, eos_ids=()) if params.ignore_eos else fmt
+            extensions = resolve_extensions(budget, self.tokenizer)
+            for extension in extensions:
+                self._check_ids("thinking.extensions", extension)
         for index in range(params.n):
-            seq = Sequence(request, index, hash_seed(seed, index), list(request.prompt_token_ids), limit)
+            seq = Sequence(request, index, hash_seed(seed, index), list(prompt_ids), limit)
             if budget is not None:
-                fmt = self._format(budget.format, params.ignore_eos)
-                extensions = resolve_extensions(budget, self.tokenizer)
-                seq.thinking = start_thinking(budget, fmt, extensions, request.prompt_token_ids, limit)
+                seq.thinking = start_thinking(budget, fmt, extensions, prompt_ids, limit)
             request.samples.append(seq)
 
-    def _format(self, wanted: str | ThinkingFormat | None, ignore_eos: bool = False) -> ThinkingFormat:
+    def _format(self, wanted: str | ThinkingFormat | None) -> ThinkingFormat:
+        """The format asked for, or the engine's; the model's own EOS ids end a request whatever the format names."""
         fmt = self.thinking_format if wanted is None else wanted
-        if isinstance(fmt, str):
-            if fmt not in self._formats:
-                eos_ids = tuple(sorted(self.eos_token_ids))
-                self._formats[fmt] = resolve_format(fmt, self._need_tokenizer("thinking"), eos_ids=eos_ids)
-            fmt = self._formats[fmt]
-        # An EOS that is ignored may still end the thinking, but not the request.
-        return replace(fmt, eos_ids=()) if ignore_eos else fmt
+        if fmt not in self._formats:
+            if isinstance(fmt, str):
+                resolved = resolve_format(
+                    fmt, self._need_tokenizer("thinking"), eos_ids=tuple(sorted(self.eos_token_ids))
+                )
+            else:
+                resolved = replace(fmt, eos_ids=sorted({*fmt.eos_ids, *self.eos_token_ids}))
+            for name in ("start", "forced_close", "separator", "newline_ids", "eos_ids"):
+                self._check_ids(f"ThinkingFormat.{name}", getattr(resolved, name))
+            for trigger in resolved.triggers:
+                self._check_ids("ThinkingFormat.triggers", (*trigger.tokens, *trigger.close))
+            if len(self._formats) >= MAX_FORMATS:
+                self._formats.clear()
+            self._formats[fmt] = resolved
+        return self._formats[fmt]
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}: token id {token} is outside the vocabulary of {self.vocab_size}")
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Ids of each bad word, as it stands at the start of a text and after a space."""

@@ -16,7 +16,7 @@ def request_output(request: Request, tokenizer: Any, split_format: ThinkingForma
     split_format: the format by which the thinking of a request without a budget is told apart, if the model has one.
     """
     prompt_logprobs = request.prompt_logprobs
-    if tokenizer is not None and request.finished:
+    if tokenizer is not None and request.finished and not request.score_only:
         _name_tokens([entry for entry in prompt_logprobs or [] if entry], tokenizer)
     return RequestOutput(
         request_id=request.request_id,
@@ -39,8 +39,9 @@ def _completion(seq: Sequence, tokenizer: Any, split_format: ThinkingFormat | No
     logprobs = None
     if request.params.logprobs is not None:
         logprobs = seq.logprobs[:shown]
-        if tokenizer is not None and seq.status is Status.FINISHED:
-            _name_tokens(logprobs, tokenizer)
+        if tokenizer is not None:
+            _name_tokens(logprobs[seq.num_named :], tokenizer)
+            seq.num_named = shown
     return CompletionOutput(
         index=seq.index,
         text=text.full,
@@ -69,10 +70,10 @@ class _Text:
         self._ids = token_ids[:-1] if hide_last else token_ids
         if tokenizer is None:
             self.full = ""
-        elif seq.text is not None:
-            self.full = seq.text.text
-        else:
+        elif seq.text is None:
             self.full = self._decode(0, len(self._ids))
+        else:
+            self.full = seq.text.text[: len(seq.text.text) - _begun_stop(seq)]
 
     def span(self, start: int, end: int) -> str:
         """Text of output tokens [start, end), cut where a stop string cut the whole."""
@@ -89,26 +90,40 @@ class _Text:
         return decode_after(self._tokenizer, before, self._ids[start:end], self._skip_special)
 
 
+def _begun_stop(seq: Sequence) -> int:
+    """How many characters at the end of an unfinished text may become part of a stop string, and be cut with it."""
+    params = seq.request.params
+    if seq.status is Status.FINISHED or params.include_stop_str_in_output or seq.text is None:
+        return 0
+    reach = max(map(len, params.stop_strings), default=0)
+    tail = seq.text.text[max(seq.stop_floor, len(seq.text.text) - reach) :]
+    begun = [n for stop in params.stop_strings for n in range(1, len(stop)) if tail.endswith(stop[:n])]
+    return max(begun, default=0)
+
+
 def _thinking(
     seq: Sequence, token_ids: list[int], text: _Text, split_format: ThinkingFormat | None
 ) -> tuple[ThinkingOutput | None, str]:
     record = seq.thinking
     if record is not None:
-        spans = _counted_spans(record.counts[: len(token_ids)])
-        num_tokens = sum(end - start for start, end in spans)
+        # Tokens that are held back are not shown, nor counted.
+        spans = [(start, min(end, len(token_ids))) for start, end in record.spans if start < len(token_ids)]
         output = ThinkingOutput(
             text="".join(text.span(*span) for span in spans),
-            num_tokens=num_tokens,
+            num_tokens=sum(end - start for start, end in spans),
             stop_reason=record.stop_reason,
-            num_extensions=record.num_extensions,
-            events=[event for event in record.events if event.position <= len(token_ids)],
+            num_extensions=sum(event.kind == "ignored" for event in record.events),
+            events=list(record.events),
         )
         thought = record.opened_by_prompt or any(event.kind == "started" for event in record.events)
         start = record.answer_start if thought else 0
         return output, "" if start is None else text.span(start, len(token_ids))
     if split_format is None:
         return None, text.full
-    split = split_thinking(split_format, seq.request.prompt_token_ids, token_ids)
+    if seq.splitter is not None:
+        split = seq.splitter.spans()
+    else:
+        split = split_thinking(split_format, seq.request.prompt_token_ids, token_ids)
     if not split.thinking and not split.open:
         return None, text.full
     output = ThinkingOutput(
@@ -117,28 +132,6 @@ def _thinking(
         stop_reason=None if split.open else "natural",
     )
     return output, text.span(split.answer_start, len(token_ids))
-
-
-def _counted_spans(counts: list[int]) -> list[tuple[int, int]]:
-    """Spans of the thinking tokens, from the running count after each token.
-
-    A fall of the count says that the newest thinking tokens have become part of a delimiter.
-    """
-    thinking: list[int] = []
-    previous = 0
-    for position, count in enumerate(counts):
-        if count < previous:
-            del thinking[count:]
-        elif count > previous:
-            thinking.append(position)
-        previous = count
-    spans: list[tuple[int, int]] = []
-    for position in thinking:
-        if spans and spans[-1][1] == position:
-            spans[-1] = (spans[-1][0], position + 1)
-        else:
-            spans.append((position, position + 1))
-    return spans
 
 
 def _name_tokens(entries: list[dict[int, Logprob]], tokenizer: Any) -> None:

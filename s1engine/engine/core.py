@@ -15,9 +15,9 @@ from s1engine.engine.request import Request, Sequence, Status
 from s1engine.engine.runner import Runner, Sampled
 from s1engine.engine.scheduler import Plan, Scheduler
 from s1engine.engine.slots import SlotTable
-from s1engine.engine.thinking import update_thinking
+from s1engine.engine.thinking import cut_thinking, update_thinking
 from s1engine.outputs import RequestOutput
-from s1engine.thinking import ThinkingFormat
+from s1engine.thinking import Splitter, ThinkingFormat
 from s1engine.thinking.layout import Flag
 
 # Plain integers: `&` on an enum member takes a microsecond, and this is done for every token.
@@ -56,6 +56,8 @@ class EngineCore:
             params = request.params
             if self.tokenizer is not None and (request.stream or params.stop_strings):
                 seq.text = Detokenizer(self.tokenizer, request.prompt_token_ids, params.skip_special_tokens)
+            if request.stream and seq.thinking is None and self.split_format is not None:
+                seq.splitter = Splitter(self.split_format, request.prompt_token_ids)
             if seq.index == 0:
                 self.scheduler.add(seq)
             else:
@@ -73,7 +75,11 @@ class EngineCore:
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
-        """Run one step. Returns the requests that finished, and those that stream and have something new to show."""
+        """Run one step. Returns the requests that finished, and the streaming ones that took part in it.
+
+        An exception, or an interrupt, in the middle of a step leaves nobody able to say which of its effects happened:
+        every unfinished request is aborted before it goes on.
+        """
         plan = self.scheduler.schedule()
         if not plan.chunks:
             # A step may go by with preemptions alone; two in a row would go on for ever.
@@ -82,7 +88,14 @@ class EngineCore:
             self._idle = True
             return []
         self._idle = False
-        return self._commit(plan, self.runner.run(plan))
+        try:
+            return self._commit(plan, self.runner.run(plan))
+        except BaseException:
+            for request_id, request in list(self.requests.items()):
+                for seq in request.samples:
+                    seq.computed = 0  # its blocks may be half written: none of them may enter the prefix cache
+                self.abort(request_id)
+            raise
 
     def _commit(self, plan: Plan, sampled: Sampled) -> list[RequestOutput]:
         touched: dict[Request, None] = {}  # in order, each once
@@ -144,7 +157,9 @@ class EngineCore:
         if seq.thinking is not None:
             update_thinking(seq, self.slots, flags, sampled.counts[i], sampled.phases[i], token >= 0)
         if flags & TRUNCATED:
-            self._finish(seq, "length", "thinking_budget")
+            self._look(seq, seq.num_output)
+            if seq.status is not Status.FINISHED:
+                self._finish(seq, "length", "thinking_budget")
         elif flags & FINISHED:
             self._look(seq, seq.num_output - 1)
             if seq.status is not Status.FINISHED:
@@ -168,17 +183,27 @@ class EngineCore:
             position = seq.checked
             token = seq.tokens[seq.num_prompt + position]
             seq.checked += 1
+            if seq.splitter is not None:
+                seq.splitter.push(token)
             forced = seq.forced[position]
             # With a thinking machine, it is the machine that knows which EOS ends the request.
             by_eos = token in self.eos_token_ids and not params.ignore_eos and seq.thinking is None
             if by_eos or (token in request.stop_token_ids and not forced):
-                seq.drop_last(seq.num_output - seq.checked)
+                self._cut(seq)
                 self._end_by_token(seq, token, None if by_eos else token)
                 return
             if seq.text is not None and (matched := self._grow_text(seq, token, forced)):
-                seq.drop_last(seq.num_output - seq.checked)
+                self._cut(seq)
                 self._finish(seq, "stop", matched)
                 return
+
+    @staticmethod
+    def _cut(seq: Sequence) -> None:
+        """Drop what was generated while a stop condition's token was held back."""
+        surplus = seq.num_output - seq.checked
+        if surplus:
+            seq.drop_last(surplus)
+            cut_thinking(seq)
 
     def _end_by_token(self, seq: Sequence, token: int, stop_reason: int | None) -> None:
         if seq.text is not None and seq.request.params.include_stop_str_in_output:
@@ -213,6 +238,9 @@ class EngineCore:
                 seq.checked += 1
         if seq.text is not None and not (reason == "stop" and isinstance(stop_reason, str)):
             seq.text.flush()
+        if seq.status is Status.RUNNING and seq.table is not None:
+            # What it computed serves those that come after it; a token that was cut off has no place in that.
+            self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known))
         self.scheduler.finish(seq)
 
     def _retire(self, request: Request) -> RequestOutput:

@@ -12,6 +12,7 @@ from s1engine.config import DEVICES, DTYPES, EngineConfig, check_choice
 from s1engine.engine.admission import Admission
 from s1engine.engine.core import EngineCore
 from s1engine.engine.kv_cache import KVCache
+from s1engine.engine.request import Request
 from s1engine.engine.runner import Runner
 from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
@@ -62,6 +63,11 @@ class LLMEngine:
         num_blocks = self._num_blocks(wanted_len)
         self.max_model_len = min(wanted_len, num_blocks * self.config.block_size)
         if self.max_model_len < wanted_len:
+            if self.config.max_model_len is not None:
+                raise ValueError(
+                    f"max_model_len={wanted_len}: the KV cache holds {self.max_model_len} tokens; "
+                    "lower it or raise kv_cache_memory"
+                )
             logger.info("the KV cache holds %d tokens: max_model_len is that", self.max_model_len)
 
         self.admission = Admission(
@@ -96,14 +102,26 @@ class LLMEngine:
 
         Raises ValueError, and queues nothing, where the request can never run or a parameter is wrong.
         """
-        if request_id in self.core.requests:
-            raise ValueError(f"request_id={request_id!r}: there is an unfinished request of that name")
-        request = self.admission.request(prompt, params or SamplingParams(), request_id, stream, score_only)
+        request = self.prepare(request_id, prompt, params, stream=stream, score_only=score_only)
         self.core.add(request)
         return request.request_id
 
+    def prepare(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        score_only: bool = False,
+    ) -> Request:
+        """Check a request as `add_request` does, without queueing it; `core.add` does that."""
+        if request_id in self.core.requests:
+            raise ValueError(f"request_id={request_id!r}: there is an unfinished request of that name")
+        return self.admission.request(prompt, params or SamplingParams(), request_id, stream, score_only)
+
     def step(self) -> list[RequestOutput]:
-        """Run one step; the requests that finished in it, and streaming ones with news."""
+        """Run one step; the requests that finished in it, and the streaming ones that took part in it."""
         return self.core.step()
 
     def abort_request(self, request_id: str) -> RequestOutput | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from s1engine.engine.detokenize import Detokenizer
     from s1engine.engine.kv_cache import BlockTable
-    from s1engine.thinking import ThinkingFormat
+    from s1engine.thinking import Splitter, ThinkingFormat
 
 
 class Status(Enum):
@@ -43,9 +43,9 @@ class ThinkingRecord:
     segment_scope: bool
     opened_by_prompt: bool  # thinking was open when the output began
     counts: list[int] = field(default_factory=list)  # thinking tokens after each output token
+    spans: list[tuple[int, int]] = field(default_factory=list)  # of thinking tokens, [start, end) in the output
     events: list[ThinkingEvent] = field(default_factory=list)
     stop_reason: str | None = None
-    num_extensions: int = 0
     answer_start: int | None = None  # output index after the last close; None while no block was closed
 
 
@@ -70,7 +70,9 @@ class Sequence:
     chosen_logprobs: list[float] = field(default_factory=list)
     held_logits: list[torch.Tensor] = field(default_factory=list)  # rows of the held tokens, where logprobs are asked
     output_counts: torch.Tensor | None = None  # int32 [vocab], kept while penalties are in use
-    text: Detokenizer | None = None
+    text: Detokenizer | None = None  # grown as tokens come, where the request streams or has stop strings
+    splitter: Splitter | None = None  # likewise, where a streaming request has no budget
+    num_named: int = 0  # entries of logprobs whose tokens were given their text
     checked: int = 0  # output tokens whose stop conditions were looked at
     stop_floor: int = 0  # length of the text in which no stop string counts: forced, or before min_tokens
     finish_reason: str | None = None
@@ -100,8 +102,9 @@ class Sequence:
         """Take the newest `count` output tokens back, with all that was recorded of them."""
         if count == 0:
             return
-        for record in (self.forced, self.banned, self.logprobs, self.chosen_logprobs):
-            del record[len(record) - min(count, len(record)) :]
+        del self.forced[-count:], self.banned[-count:]
+        if self.request.params.logprobs is not None:
+            del self.logprobs[-count:], self.chosen_logprobs[-count:]
         if self.thinking is not None:
             del self.thinking.counts[-count:]
         if self.output_counts is not None:
@@ -133,6 +136,11 @@ class Request:
     @property
     def finished(self) -> bool:
         return all(s.status is Status.FINISHED for s in self.samples)
+
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """Whether logprobs of prompt tokens are wanted that were not computed yet."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt_token_ids)
 
     @property
     def edits_logits(self) -> bool:

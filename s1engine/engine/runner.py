@@ -152,7 +152,6 @@ class Runner:
         kinds = self.slots.states[slots, State.BAN] * self.slots.has_machine[slots]
         for i in np.flatnonzero(kinds).tolist():
             ids = banned_ids(self.slots.programs[slots[i]], int(kinds[i]))
-            # A model left with nothing to say would be worse than one that says what it should not.
             if ids:
                 logits[i, list(ids)] = BANNED
                 banned[i] = True
@@ -179,7 +178,8 @@ class Runner:
             seq, row, rewind, held = result.seqs[i], rows[k], result.rewinds[i], result.held[i]
             if rewind:
                 rows[k] = seq.held_logits[-rewind]
-            seq.held_logits = [*seq.held_logits, row][-held:] if held else []
+            # (A copy, lest one row keep the logits of the whole step.)
+            seq.held_logits = [*seq.held_logits, row.clone()][-held:] if held else []
         tokens = torch.tensor([max(result.tokens[i], 0) for i in index])
         tops = [result.seqs[i].request.params.logprobs or 0 for i in index]
         for i, entry in zip(index, _logprob_dicts(torch.stack(rows), tokens, tops), strict=True):

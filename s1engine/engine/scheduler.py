@@ -51,6 +51,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_preemptions = 0
+        self._num_dead = 0  # finished sequences that are still in the heap
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; it may already hold blocks (a fork)."""
@@ -59,6 +60,12 @@ class Scheduler:
 
     def finish(self, seq: Sequence) -> None:
         """Free all that a sequence holds."""
+        if seq.status is Status.WAITING:
+            self._num_dead += 1
+            if 2 * self._num_dead > len(self.waiting):
+                self.waiting = [s for s in self.waiting if s.status is Status.WAITING and s is not seq]
+                heapq.heapify(self.waiting)
+                self._num_dead = 0
         if seq.status is Status.RUNNING:
             del self.running[bisect.bisect_left(self.running, seq)]
             self.slots.release(seq)
@@ -93,16 +100,17 @@ class Scheduler:
         return Plan(chunks, [pair for chunk in chunks for pair in copies[chunk.seq]])
 
     def _admit(self, plan: dict[Sequence, Chunk], copies: dict[Sequence, list[tuple[int, int]]], budget: int) -> None:
-        # Each running sequence is sure of one token a step, so no more run than the token budget holds.
+        # No more run than the token budget has tokens, so that all of them can decode in every step.
         max_running = min(self.slots.num_slots, self.max_num_batched_tokens)
         while self.waiting and budget > 0 and len(self.running) < max_running:
             seq = self.waiting[0]
             if seq.status is Status.FINISHED:
                 heapq.heappop(self.waiting)
+                self._num_dead -= 1
                 continue
             if seq.table is None:
-                # With prompt logprobs, every row of the prompt has to be computed.
-                skip_cache = seq.request.params.prompt_logprobs is not None or seq.request.score_only
+                # Every row of the prompt has to be computed for its logprobs, once.
+                skip_cache = seq.request.lacks_prompt_logprobs
                 seq.table = self.kv.match(seq.tokens, 0 if skip_cache else seq.known - 1)
                 seq.computed = len(seq.table.blocks) * self.block_size
             # Room for all known tokens, lest it be preempted again at once; alone, it takes what others hold in wait.
@@ -113,12 +121,12 @@ class Scheduler:
                 continue
             length = min(seq.known - seq.computed, budget)
             made = self.kv.reserve(seq.table, seq.computed, seq.computed + length)
+            self.slots.assign(seq)
             heapq.heappop(self.waiting)
             seq.status = Status.RUNNING
-            self.slots.assign(seq)
             bisect.insort(self.running, seq)
-            if seq.index == 0 and seq.num_output == 0:
-                seq.request.num_cached_tokens = max(seq.request.num_cached_tokens, seq.computed)
+            if seq.index == 0 and not seq.request.metrics.num_preemptions:
+                seq.request.num_cached_tokens = seq.computed
             plan[seq], copies[seq] = Chunk(seq, seq.computed, length), made
             budget -= length
 

@@ -6,6 +6,8 @@ has left, and what its owner will want to read afterwards.
 
 from __future__ import annotations
 
+import numpy as np
+
 from s1engine.engine.request import Sequence, ThinkingRecord
 from s1engine.engine.slots import SlotTable
 from s1engine.outputs import ThinkingEvent
@@ -57,7 +59,7 @@ def start_thinking(
         opened_by_prompt=int(state[State.PHASE]) == THINKING,
     )
     if reserve:
-        state[State.MAX_TOKENS] = _cap(record, 0, 0, limit - len(prompt_ids))
+        state[State.MAX_TOKENS] = _cap(record, state, limit - len(prompt_ids))
     return record
 
 
@@ -65,15 +67,56 @@ def update_thinking(seq: Sequence, slots: SlotTable, flags: int, count: int, pha
     """Record what the machine did at this step; `wrote`: it put a token at the sequence's last position."""
     record = seq.thinking
     assert record is not None
+    position = seq.num_output - (1 if wrote else 0)
     if wrote:
         record.counts.append(count)
+        _extend_spans(record.spans, position, count)
     if flags & ANY_EVENT:
-        _record_events(record, flags, seq.num_output - (1 if wrote else 0))
+        _record_events(record, flags, position)
     if phase == ANSWER and record.answer_start is None:
         record.answer_start = seq.num_output
     if record.reserve and flags & (STARTED | IGNORED):
         state = slots.states[seq.slot]
-        state[State.MAX_TOKENS] = _cap(record, count, int(state[State.PENDING]), seq.limit - seq.known)
+        state[State.MAX_TOKENS] = _cap(record, state, seq.limit - seq.known)
+
+
+def cut_thinking(seq: Sequence) -> None:
+    """Forget what was decided at tokens that a stop condition, looked at late, has cut off."""
+    record = seq.thinking
+    if record is None:
+        return
+    record.spans = []
+    for position, count in enumerate(record.counts):
+        _extend_spans(record.spans, position, count)
+    record.events = [event for event in record.events if event.position < seq.num_output]
+    closes = [event.kind for event in record.events if event.kind in ("natural", "budget")]
+    record.stop_reason = closes[-1] if closes else None
+    if record.answer_start is not None and record.answer_start > seq.num_output:
+        record.answer_start = None
+
+
+def _extend_spans(spans: list[tuple[int, int]], position: int, count: int) -> None:
+    """Let `spans` hold the `count` thinking tokens there are after the token at `position`.
+
+    Tokens from `position` on were taken back. A lower count than before says that the newest thinking tokens have
+    become part of a delimiter; a higher one, that the token at `position` is a thinking token.
+    """
+    while spans and spans[-1][1] > position:
+        start, _ = spans.pop()
+        if start < position:
+            spans.append((start, position))
+    total = sum(end - start for start, end in spans)
+    while total > count:
+        start, end = spans.pop()
+        if total - (end - start) < count:
+            spans.append((start, end - (total - count)))
+            break
+        total -= end - start
+    if count > total:
+        if spans and spans[-1][1] == position:
+            spans[-1] = (spans[-1][0], position + 1)
+        else:
+            spans.append((position, position + 1))
 
 
 def _record_events(record: ThinkingRecord, flags: int, position: int) -> None:
@@ -82,8 +125,6 @@ def _record_events(record: ThinkingRecord, flags: int, position: int) -> None:
             record.events.append(ThinkingEvent(kind, position))
     if flags & STARTED:
         record.answer_start = None
-    if flags & IGNORED:
-        record.num_extensions += 1
     if flags & CLOSED_NATURAL:
         record.stop_reason = "natural"
     elif flags & (CLOSED_BUDGET | TRUNCATED):
@@ -99,7 +140,11 @@ def answer_now(seq: Sequence, slots: SlotTable) -> None:
     seq.thinking.user_cap = 0
 
 
-def _cap(record: ThinkingRecord, count: int, pending: int, room: int) -> int:
-    """The cap under which separator, close and answer still fit into `room` tokens."""
-    fits = max(room - record.reserve - (pending if record.segment_scope else -count), 0)
+def _cap(record: ThinkingRecord, state: np.ndarray, room: int) -> int:
+    """The cap, as the machine counts it, under which separator, close and answer still fit into `room` tokens."""
+    if record.segment_scope:  # where extensions still to be written do not count
+        used = int(state[State.SEGMENT_TOKENS]) - int(state[State.PENDING])
+    else:
+        used = int(state[State.THINKING_TOKENS])
+    fits = max(used + room - record.reserve, 0)
     return fits if record.user_cap is None else min(record.user_cap, fits)

@@ -9,11 +9,12 @@ from s1engine.thinking.budget import ThinkingBudget, resolve_extensions
 from s1engine.thinking.formats import ThinkingFormat, Trigger
 from s1engine.thinking.machine import Machine, Step, Trace, simulate
 from s1engine.thinking.named_formats import FORMAT_NAMES, resolve_format
-from s1engine.thinking.split import ThinkingSpans, split_thinking
+from s1engine.thinking.split import Splitter, ThinkingSpans, split_thinking
 
 __all__ = [
     "FORMAT_NAMES",
     "Machine",
+    "Splitter",
     "Step",
     "ThinkingBudget",
     "ThinkingFormat",

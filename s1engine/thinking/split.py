@@ -29,39 +29,61 @@ class ThinkingSpans:
         return sum(end - start for start, end in self.thinking)
 
 
-def split_thinking(format: ThinkingFormat, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> ThinkingSpans:
-    """Splits an output by its delimiters: start marker, then the first trigger, any number of times.
+class Splitter:
+    """Splits an output as it grows, a token at a time: start marker, then the first trigger, any number of times.
 
     A prompt that ends in the start marker opens the first block; it may also end in the marker's first part. Of a close
     that goes beyond its trigger (s1 ends thinking by `<|im_start|>` and goes on with "answer"), as much as is there
     belongs to the delimiter. A trigger that is only begun at the end of the output counts as thinking.
     """
-    longest = format.trigger_lengths[0]
-    thinking = opens_thinking(format, prompt_ids)
-    tail = [] if thinking else marker_tail(format, prompt_ids)
-    ids = (*tail, *output_ids)
-    spans: list[tuple[int, int]] = []
-    at, part, answer_start = len(tail), 0, len(tail)  # `part`: where the current part begins, thinking or not
-    while at < len(ids):
-        at += 1
-        if not thinking:
-            if at - part >= len(format.start) and ends_with(ids, format.start, at):
-                thinking, part = True, at
-            continue
-        trigger = longest_trigger(format, ids[max(part, at - longest) : at])
+
+    def __init__(self, format: ThinkingFormat, prompt_ids: Sequence[int]) -> None:
+        self._format = format
+        self._thinking = opens_thinking(format, prompt_ids)
+        self._ids: list[int] = [] if self._thinking else list(marker_tail(format, prompt_ids))
+        self._shift = len(self._ids)
+        self._part = 0  # where the current part begins, thinking or not
+        self._answer_start = self._shift
+        self._closed: list[tuple[int, int]] = []
+        self._rest: tuple[int, ...] = ()  # of a close whose trigger was complete
+
+    def push(self, token: int) -> None:
+        self._ids.append(token)
+        at = len(self._ids)
+        if self._rest and token == self._rest[0]:
+            self._rest = self._rest[1:]
+            self._part = self._answer_start = at
+            return
+        self._rest = ()
+        if not self._thinking:
+            if at - self._part >= len(self._format.start) and ends_with(self._ids, self._format.start, at):
+                self._thinking, self._part = True, at
+            return
+        window = self._ids[max(self._part, at - self._format.trigger_lengths[0]) :]
+        trigger = longest_trigger(self._format, window)
         if trigger is not None:
-            spans.append((part, at - len(trigger.tokens)))
-            at += _rest_of_close(trigger, ids[at : at + len(trigger.close)])
-            thinking, part, answer_start = False, at, at
-    if thinking:
-        spans.append((part, at))
-        answer_start = at
-    shift = len(tail)
-    return ThinkingSpans(tuple((start - shift, end - shift) for start, end in spans), answer_start - shift, thinking)
+            self._closed.append((self._part - self._shift, at - len(trigger.tokens) - self._shift))
+            self._rest = _rest_of_close(trigger)
+            self._thinking, self._part, self._answer_start = False, at, at
+
+    def spans(self) -> ThinkingSpans:
+        """The parts of what was pushed so far."""
+        if not self._thinking:
+            return ThinkingSpans(tuple(self._closed), self._answer_start - self._shift, False)
+        end = len(self._ids) - self._shift
+        return ThinkingSpans((*self._closed, (self._part - self._shift, end)), end, True)
 
 
-def _rest_of_close(trigger: Trigger, following: Sequence[int]) -> int:
-    """How many of the tokens that follow a trigger belong to a close that goes on after it."""
+def split_thinking(format: ThinkingFormat, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> ThinkingSpans:
+    """Splits a whole output by its delimiters, as `Splitter` does."""
+    splitter = Splitter(format, prompt_ids)
+    for token in output_ids:
+        splitter.push(token)
+    return splitter.spans()
+
+
+def _rest_of_close(trigger: Trigger) -> tuple[int, ...]:
+    """What a close has after its trigger, where it goes on after it."""
     if common_prefix(trigger.tokens, trigger.close) < len(trigger.tokens):
-        return 0
-    return common_prefix(trigger.close[len(trigger.tokens) :], following)
+        return ()
+    return tuple(trigger.close[len(trigger.tokens) :])

@@ -319,3 +319,17 @@ def test_a_character_cut_by_the_budget_is_shown_as_broken_not_lost(tokenizer: Pr
     assert close[0] in texts[-1].token_ids
     assert texts[-1].text == tokenizer.decode(texts[-1].token_ids)
     assert texts[-1].thinking is not None and "\ufffd" in texts[-1].thinking.text + texts[-1].text
+
+
+def test_a_held_stop_id_stops_a_truncated_request_too() -> None:
+    budget = ThinkingBudget(max_tokens=3, on_budget="truncate", format=PIECES)
+    _, _, completion = run([60, 61], [200, 201, 60, 62, 63], budget, stop_token_ids=[60])
+    assert (completion.token_ids, completion.finish_reason, completion.stop_reason) == ([200, 201, 60], "stop", 60)
+
+
+def test_a_late_stop_takes_back_what_was_decided_after_it() -> None:
+    """The stop id 60 begins the end 60, 62, 63: by the time it is looked at the end is complete, and then it is cut."""
+    _, _, completion = run([60, 61], [200, 60, 62, 63], ThinkingBudget(format=PIECES), stop_token_ids=[60])
+    assert completion.token_ids == [200, 60]
+    assert completion.thinking.events == [] and completion.thinking.stop_reason is None
+    assert completion.thinking.num_tokens == 2 and completion.answer == ""

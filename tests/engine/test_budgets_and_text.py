@@ -126,3 +126,19 @@ def test_thinking_and_answer_are_the_parts_of_the_text(
     open_end = stream(tokenizer, spelled, "one two three", {})[-1]
     assert open_end.thinking.text == "one two three" and open_end.answer == ""
     assert open_end.thinking.stop_reason is None and open_end.finish_reason == "length"
+
+
+def test_a_stream_never_shows_the_beginning_of_a_stop_string(
+    tokenizer: PreTrainedTokenizerFast, spelled: ThinkingFormat
+) -> None:
+    for stop in ("END", "o END"):
+        shown = stream(tokenizer, spelled, "Hello ENo Hello END more", {}, stop=[stop])
+        assert all(later.text.startswith(sooner.text) for sooner, later in pairwise(shown))
+        assert shown[-1].stop_reason == stop
+        assert shown[-1].text == "Hello ENo Hello END"[: "Hello ENo Hello END".index(stop)]
+        assert any(completion.text.endswith("ENo") or "ENo" in completion.text for completion in shown[:-1])
+
+
+def test_streamed_logprobs_have_their_tokens_text(tokenizer: PreTrainedTokenizerFast, spelled: ThinkingFormat) -> None:
+    for completion in stream(tokenizer, spelled, "one two three", {}, logprobs=1):
+        assert all(e.decoded_token is not None for entry in completion.logprobs for e in entry.values())

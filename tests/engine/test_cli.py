@@ -30,7 +30,7 @@ def test_chat_template_and_standard_input(
     monkeypatch.setattr("sys.stdin.read", lambda: "so?", raising=False)
     assert main(["generate", folder, "--chat", "--max-tokens", "4", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["prompt"] is None and len(report["prompt_token_ids"]) > 10
+    assert report["prompt"].endswith("so?<|im_end|>\n<|im_start|>assistant\n") and len(report["prompt_token_ids"]) > 10
 
 
 def test_chat(

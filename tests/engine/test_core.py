@@ -137,6 +137,11 @@ def oracle(prompt: list[int], params: SamplingParams, seed: int, limit: int) -> 
             if step.rewind:
                 del out[-step.rewind :], forced[-step.rewind :], counts[-step.rewind :]
             if step.token is None:
+                while looked < len(out):  # what was held back is final now
+                    if not forced[looked] and out[looked] in stops:
+                        del out[looked + 1 :], forced[looked + 1 :]
+                        return Expected(out, forced, "stop", out[looked], counts[looked])
+                    looked += 1
                 return Expected(out, forced, "length", "thinking_budget", machine.thinking_tokens)
             y, f, held, ended = step.token, step.forced, machine.held, machine.finished
         out.append(y)
@@ -251,7 +256,7 @@ def check_released(llm: LLMEngine) -> None:
 def check_request(llm: LLMEngine, number: int, prompt: list[int], params: SamplingParams, output: Any) -> None:
     limit = len(prompt) + min(params.max_tokens or 10**9, llm.max_model_len - len(prompt))
     for i, completion in enumerate(output.outputs):
-        seed = hash_seed(llm.config.seed, number) if params.seed is None else params.seed
+        seed = hash_seed(llm.config.seed, number + 1) if params.seed is None else params.seed
         want = oracle(prompt, params, hash_seed(seed, i), limit)
         assert completion.token_ids == want.tokens
         assert completion.forced_mask == want.forced
@@ -444,3 +449,106 @@ def test_room_for_the_answer_is_kept(scope: Any, min_answer: int, prompt: list[i
     budget = ThinkingBudget(min_answer_tokens=30, format=FORMAT)
     with pytest.raises(ValueError, match="min_answer_tokens=30"):
         llm.add_request("r", {"prompt_token_ids": prompt}, SamplingParams(max_tokens=30, thinking=budget))
+
+
+def test_unseeded_samples_differ_across_requests() -> None:
+    """Sample i of one request is not sample 0 of another: pass@k over duplicates would be wrong."""
+    llm = engine(StandIn())
+    for i in range(4):
+        params = SamplingParams(n=4, temperature=1.5, max_tokens=20, ignore_eos=True)
+        llm.add_request(f"r{i}", {"prompt_token_ids": [20, 21]}, params)
+    samples = []
+    while llm.has_unfinished_requests():
+        samples += [tuple(c.token_ids) for output in llm.step() for c in output.outputs]
+    assert len(set(samples)) == 16
+
+
+def test_a_request_of_one_step_leaves_its_prompt_in_the_cache() -> None:
+    llm = engine(StandIn(), block_size=4)
+    cached = []
+    for i in range(2):
+        llm.add_request(f"r{i}", {"prompt_token_ids": list(range(14, 24)) * 4}, SamplingParams(max_tokens=1))
+        cached.append(llm.step()[0].num_cached_tokens)
+    assert cached == [0, 36]
+
+
+def test_a_second_block_in_segment_scope_has_the_room_that_is_left() -> None:
+    """The machine's segment count goes on over blocks; the room kept for the answer must not be taken off twice."""
+    llm = engine(StandIn())
+    for seed in range(300):
+        budget = ThinkingBudget(scope="segment", min_answer_tokens=4, format=FORMAT)
+        params = SamplingParams(temperature=1.0, seed=seed, max_tokens=60, thinking=budget, ignore_eos=True)
+        llm.add_request(f"r{seed}", {"prompt_token_ids": [20, 4, 5]}, params)
+    spare = []
+    while llm.has_unfinished_requests():
+        for output in llm.step():
+            events = output.outputs[0].thinking.events
+            if [event.kind for event in events][-2:] == ["started", "budget"]:
+                close = len(FORMAT.separator) + len(FORMAT.forced_close)
+                spare.append(60 - events[-1].position - close - budget.min_answer_tokens)
+    # Closed as late as the room allows: what is spare is only what a second, shorter close or a kept prefix saved.
+    assert len(spare) > 3 and max(spare) <= 0
+
+
+def test_aborted_sequences_do_not_pile_up() -> None:
+    llm = engine(StandIn(), max_num_seqs=1)
+    params = SamplingParams(max_tokens=50, ignore_eos=True)
+    llm.add_request("runs", {"prompt_token_ids": [20]}, params)
+    llm.add_request("waits", {"prompt_token_ids": [20]}, params)
+    llm.step()
+    for i in range(500):
+        llm.add_request(f"r{i}", {"prompt_token_ids": [20]}, params)
+        llm.abort_request(f"r{i}")
+    assert len(llm.scheduler.waiting) <= 4
+    while llm.has_unfinished_requests():
+        llm.step()
+    check_released(llm)
+
+
+def test_an_exception_in_a_step_aborts_and_loses_nothing_later() -> None:
+    model = StandIn()
+    llm = engine(model, block_size=4)
+    params = SamplingParams(n=2, temperature=0, max_tokens=20, ignore_eos=True)
+    llm.add_request("r", {"prompt_token_ids": [20] * 9}, params)
+    llm.step()
+    compute, model.compute_logits = model.compute_logits, None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        llm.step()
+    assert not llm.has_unfinished_requests()
+    check_released(llm)
+    model.compute_logits = compute  # type: ignore[method-assign]
+    llm.add_request("again", {"prompt_token_ids": [20] * 9}, params)
+    while llm.has_unfinished_requests():
+        output = llm.step()
+    check_request(llm, 1, [20] * 9, params, output[0])
+
+
+def test_the_model_s_eos_ends_a_request_whatever_the_format_names() -> None:
+    llm = engine(StandIn())
+    fmt = ThinkingFormat(start=[4, 5], triggers=[Trigger([9], [9])], forced_close=[9], newline_ids=[14])
+    params = SamplingParams(max_tokens=50, thinking=ThinkingBudget(format=fmt), logit_bias={EOS: 50.0})
+    llm.add_request("r", {"prompt_token_ids": [20]}, params)
+    output = llm.step()[0].outputs[0]
+    assert (output.token_ids, output.finish_reason) == ([EOS], "stop")
+
+
+def test_a_broken_row_hurts_its_own_request_alone() -> None:
+    """NaN logits (an overflow, say) in one row leave the others' tokens what they are alone."""
+
+    class Broken(StandIn):
+        def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            logits = super().compute_logits(hidden)
+            for row, context in enumerate(self.contexts[i] for i in hidden.flatten().tolist()):
+                if context[0] == 23:
+                    logits[row] = torch.nan
+            return logits
+
+    llm = engine(Broken())
+    params = SamplingParams(temperature=0.7, seed=3, max_tokens=10, logprobs=2, ignore_eos=True)
+    llm.add_request("broken", {"prompt_token_ids": [23, 20]}, params)
+    llm.add_request("good", {"prompt_token_ids": [21, 20]}, params)
+    done = {}
+    while llm.has_unfinished_requests():
+        done |= {output.request_id: output for output in llm.step()}
+    assert len(done["broken"].outputs[0].token_ids) == 10
+    check_request(llm, 1, [21, 20], params, done["good"])

@@ -55,6 +55,20 @@ def test_half_a_character_is_held_back(tokenizer: PreTrainedTokenizerFast) -> No
     assert text.text == "🙂"
 
 
+def test_broken_bytes_do_not_pile_up(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Continuation bytes without a beginning are shown as broken after a while, and text goes on after them."""
+    lone, smile = tokenizer.encode("🙂")[-1], tokenizer.encode("🙂")
+    ids = [lone] * 100 + smile + [lone] * 50 + smile
+    text = Detokenizer(tokenizer, [], True)
+    for count, token in enumerate(ids, 1):
+        text.push(token)
+        assert len(text.text) >= min(count, 100) - 40
+        assert len(text._window) <= 40
+    text.flush()
+    assert text.text == decode(tokenizer, ids, True)
+    assert text.text.count("🙂") == 2
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_tokens(tokenizer: PreTrainedTokenizerFast, data: st.DataObject) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from s1engine import LLM, SamplingParams, ThinkingBudget
+from s1engine import LLM, SamplingParams, ThinkingBudget, ThinkingFormat
+from s1engine.thinking import Trigger
 
+OUTSIDE = ThinkingFormat(start=[5], triggers=[Trigger([6], [6])], forced_close=[6, 9999])
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
@@ -80,6 +82,11 @@ def test_a_bad_prompt_leaves_nothing_running(llm: LLM) -> None:
         ("a", {"logit_bias": {500: 1.0}}, "logit_bias: token id 500"),
         ("a", {"logprobs": 417}, "logprobs=417"),
         ("a", {"thinking": ThinkingBudget(format="nonsense")}, "nonsense"),
+        ("a", {"thinking": ThinkingBudget(ignore_end=1, extensions=[[5000]])}, "thinking.extensions: token id 5000"),
+        ("a", {"thinking": ThinkingBudget(format=OUTSIDE)}, "ThinkingFormat.forced_close: token id 9999"),
+        ([True, False], {}, "must be a string"),
+        ({"prompt_token_ids": [5], "multi_modal_data": 3}, {}, "must be a string"),
+        ({"prompt_token_ids": "x"}, {}, "must be a string"),
     ],
 )
 def test_errors_name_the_field(llm: LLM, prompt: object, params: dict, message: str) -> None:
@@ -107,6 +114,14 @@ def test_errors_name_the_field(llm: LLM, prompt: object, params: dict, message: 
         ("logprobs_mode", "raw"),
         ("bad_words", "word"),
         ("thinking", 5),
+        ("temperature", 1e39),
+        ("top_k", 2**63),
+        ("stop", 5),
+        ("stop_token_ids", 5),
+        ("bad_words", 5),
+        ("logit_bias", 5),
+        ("logit_bias", {5: 1e39}),
+        ("ignore_eos", "no"),
         ("thinking_token_budget", -1),
     ],
 )
@@ -127,9 +142,13 @@ def test_bad_settings(model_folder: Callable[..., Path]) -> None:
         "gpu_memory_utilization": 0.0,
         "max_model_len": 10**6,
         "kv_cache_memory": 10,
+        "deterministic": "no",
+        "thinking_format": "nonsense",
     }.items():
         with pytest.raises(ValueError, match=field):
             LLM(folder, **{field: value})
+    with pytest.raises(ValueError, match="max_model_len=400: the KV cache holds"):
+        LLM(folder, max_model_len=400, kv_cache_memory=2**16)
     with pytest.raises(TypeError, match="swap_space"):
         LLM(folder, swap_space=4)  # type: ignore[call-arg]
 
@@ -248,6 +267,17 @@ def test_score(llm: LLM, peer: torch.nn.Module) -> None:
         c = tokenizer.encode(completion) if isinstance(completion, str) else completion
         want = peer_logprobs(peer, llm, p + c)[len(p) - 1 : -1].gather(1, torch.tensor(c)[:, None]).flatten()
         assert score == pytest.approx(want.tolist(), abs=1e-4)
+    assert not llm.engine.has_unfinished_requests()
+    with pytest.raises(ValueError, match="completions: 1 for 2 prompts"):
+        llm.score(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match="every prompt and every completion"):
+        llm.score(["a"], [""])
+
+
+def test_a_bad_stream_is_refused_at_once(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="leave no room"):
+        llm.stream("c" * 600)
+    llm.stream("never started")
     assert not llm.engine.has_unfinished_requests()
 
 

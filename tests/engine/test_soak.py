@@ -22,6 +22,7 @@ def test_memory_is_flat(model_folder: Callable[..., Path]) -> None:
     rng = random.Random(0)
     config = EngineConfig(max_num_seqs=48, kv_cache_memory=2**20, block_size=8, max_num_batched_tokens=256)
     llm = LLMEngine(str(model_folder("qwen2")), config=config)
+    think = llm.tokenizer.convert_tokens_to_ids("<think>")
     reasons: dict[str, int] = {}
     resident = []
     for number in range(COUNT):
@@ -39,7 +40,7 @@ def test_memory_is_flat(model_folder: Callable[..., Path]) -> None:
             presence_penalty=rng.choice([0.0, 0.5]),
             thinking=budget,
         )
-        prompt = [rng.randrange(390) for _ in range(rng.randrange(1, 40))] + ([390] if budget else [])
+        prompt = [rng.randrange(350) for _ in range(rng.randrange(1, 40))] + ([think] if budget else [])
         llm.add_request(str(number), prompt, params, stream=rng.random() < 0.2)
         if rng.random() < 0.1:
             output = llm.abort_request(str(rng.randrange(number + 1)))
