@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from s1engine.kernels.registry import register
 
-# Keys of one group, all its sequences together: the gathered copy then stays in cache and under the allocator's limit
-# above which every allocation is mapped and zeroed by the kernel anew.
-MAX_GROUP_KEYS = 8192
+# Bytes of the keys and values that one group gathers: they are still in the last-level cache when they are used.
+GROUP_BYTES = 8 << 20
 # Sequences of up to this many keys share a group whatever their lengths: a further call costs more than the padding.
 SHORT_KEYS = 128
 # Query rows of one call where a chunk continues a cached prefix: bounds the mask.
@@ -60,22 +59,33 @@ def paged_attention_reference(
     return out
 
 
-def group_by_length(context_lens: Sequence[int]) -> list[list[int]]:
-    """Sequences to attend together, longest first: padded keys of a group stay below about twice its real ones.
+def group_by_length(context_lens: Sequence[int], max_keys: int) -> list[list[int]]:
+    """Sequences to attend together: padded keys of a group stay below about twice its real ones.
 
     context_lens  keys of each sequence
-    Returns indices, each exactly once.
+    max_keys      keys of a group of more than one, padding included
+    Returns indices, each exactly once, the longest first; a single group is in the order of the sequences.
     """
     groups: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(context_lens)), key=lambda i: -context_lens[i]):
         similar = 2 * context_lens[index] >= longest or longest <= SHORT_KEYS
-        if groups and similar and (len(groups[-1]) + 1) * longest <= MAX_GROUP_KEYS:
+        if groups and similar and (len(groups[-1]) + 1) * longest <= max_keys:
             groups[-1].append(index)
         else:
             groups.append([index])
             longest = context_lens[index]
-    return groups
+    return groups if len(groups) > 1 else [sorted(group) for group in groups]
+
+
+def max_group_keys(cache: Tensor) -> int:
+    """Keys whose copies, with their values', take GROUP_BYTES; cache is any layer's k_cache."""
+    return GROUP_BYTES // (2 * cache[0, 0].numel() * cache.element_size())
+
+
+def workspace_rows(plan: list[Tensor], block_size: int) -> int:
+    """Keys that the largest call of a plan gathers."""
+    return max(blocks.numel() for blocks in plan[1::3]) * block_size
 
 
 def plan_attention(
@@ -83,22 +93,23 @@ def plan_attention(
     query_start: Sequence[int],
     context_lens: Sequence[int],
     num_decodes: int,
-    block_size: int,
-    dtype: torch.dtype,
+    cache: Tensor,
 ) -> list[Tensor]:
     """What one step's calls of `paged_attention` have in common.
 
     block_tables as in `paged_attention_reference`; query_start and context_lens are the same lists on the host;
-    sequences below num_decodes have one row each and come first; dtype is the model's.
+    sequences below num_decodes have one row each and come first; cache is any layer's k_cache.
 
     Returns triples, flattened: (query rows int64 [n], blocks int32 [b], mask). The mask tells the kind of call:
     [n, 1, 1, keys] adds to the scores of n sequences of one row; [n, keys] to those of n rows of one sequence; an empty
-    one means n rows of one sequence that see each other causally and nothing else.
+    one means n rows of one sequence that see each other causally and nothing else. The only triple of a step has its
+    rows in order.
     """
+    block_size, dtype = cache.size(1), cache.dtype
     plan: list[Tensor] = []
-    for members in group_by_length(context_lens[:num_decodes]):
+    for members in group_by_length(context_lens[:num_decodes], max_group_keys(cache)):
         lengths = torch.tensor([context_lens[i] for i in members])
-        blocks = -(-context_lens[members[0]] // block_size)
+        blocks = -(-int(lengths.max()) // block_size)
         rows = torch.tensor(members)
         hidden = torch.arange(blocks * block_size) >= lengths.unsqueeze(1)
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
@@ -124,6 +135,37 @@ def plan_attention(
     return plan
 
 
+def _attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, blocks: Tensor, mask: Tensor, workspace: Tensor, scale: float
+) -> Tensor:
+    """One call of a plan; q holds its rows only, [n, heads, D], and so does the result."""
+    rows, heads, head_dim = q.shape
+    kv_heads = k_cache.size(2)
+    gathered = workspace[:, : blocks.numel() * k_cache.size(1)]
+    keys, values = gathered.view(2, blocks.numel(), *k_cache.shape[1:]).unbind(0)
+    torch.index_select(k_cache, 0, blocks, out=keys)
+    torch.index_select(v_cache, 0, blocks, out=values)
+    queries = q.view(rows, kv_heads, heads // kv_heads, head_dim)
+    if mask.dim() == 4:
+        keys = keys.view(rows, -1, kv_heads, head_dim).transpose(1, 2)
+        values = values.view(rows, -1, kv_heads, head_dim).transpose(1, 2)
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    else:
+        # The key-value head is the batch and the query heads that share it are the heads, at stride 0 in the keys.
+        causal = mask.dim() != 2
+        length = rows if causal else mask.size(1)
+        shape = (kv_heads, heads // kv_heads, length, head_dim)
+        out = functional.scaled_dot_product_attention(
+            queries.permute(1, 2, 0, 3),
+            keys.view(-1, kv_heads, head_dim)[:length].transpose(0, 1).unsqueeze(1).expand(shape),
+            values.view(-1, kv_heads, head_dim)[:length].transpose(0, 1).unsqueeze(1).expand(shape),
+            attn_mask=None if causal else mask,
+            is_causal=causal,
+            scale=scale,
+        ).permute(2, 0, 1, 3)
+    return out.reshape(rows, heads, head_dim)
+
+
 def _paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -132,34 +174,14 @@ def _paged_attention(
     query_start: Tensor,
     context_lens: Tensor,
     plan: list[Tensor],
+    workspace: Tensor,
     scale: float,
 ) -> Tensor:
-    heads, head_dim = q.shape[1:]
-    kv_heads = k_cache.size(2)
-    out = torch.empty_like(q)
+    if len(plan) == 3:
+        return _attend(q, k_cache, v_cache, plan[1], plan[2], workspace, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for rows, blocks, mask in zip(plan[0::3], plan[1::3], plan[2::3], strict=True):
-        queries = q.index_select(0, rows).view(-1, kv_heads, heads // kv_heads, head_dim)
-        keys, values = k_cache.index_select(0, blocks), v_cache.index_select(0, blocks)
-        if mask.dim() == 4:
-            keys = keys.view(rows.size(0), -1, kv_heads, head_dim).transpose(1, 2)
-            values = values.view(rows.size(0), -1, kv_heads, head_dim).transpose(1, 2)
-            result = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-        else:
-            # The key-value head is the batch and the query heads that share it are the heads, at stride 0 in the keys.
-            length = mask.size(1) if mask.dim() == 2 else rows.size(0)
-            shape = (kv_heads, heads // kv_heads, length, head_dim)
-            keys = keys.view(-1, kv_heads, head_dim)[:length].transpose(0, 1).unsqueeze(1).expand(shape)
-            values = values.view(-1, kv_heads, head_dim)[:length].transpose(0, 1).unsqueeze(1).expand(shape)
-            causal = mask.dim() != 2
-            result = functional.scaled_dot_product_attention(
-                queries.permute(1, 2, 0, 3),
-                keys,
-                values,
-                attn_mask=None if causal else mask,
-                is_causal=causal,
-                scale=scale,
-            ).permute(2, 0, 1, 3)
-        out.index_copy_(0, rows, result.reshape(-1, heads, head_dim))
+        out.index_copy_(0, rows, _attend(q.index_select(0, rows), k_cache, v_cache, blocks, mask, workspace, scale))
     return out
 
 
@@ -171,16 +193,18 @@ def _fake_paged_attention(
     query_start: Tensor,
     context_lens: Tensor,
     plan: list[Tensor],
+    workspace: Tensor,
     scale: float,
 ) -> Tensor:
-    return torch.empty_like(q)
+    return q.new_empty(q.shape)
 
 
 # As `paged_attention_reference`, with the plan of the same step. Masked cache entries must be finite: the mask is added
-# to scores that were computed with them.
+# to scores that were computed with them. workspace [2, keys, kv_heads, D], at least workspace_rows(plan) of them, in
+# the cache's dtype: the caller keeps it, since fresh memory of this size costs more than what is copied into it.
 paged_attention = register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_start, "
-    "Tensor context_lens, Tensor[] plan, float scale) -> Tensor",
+    "Tensor context_lens, Tensor[] plan, Tensor(a!) workspace, float scale) -> Tensor",
     _paged_attention,
     _fake_paged_attention,
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.kernels.attention import group_by_length
+from s1engine.kernels.attention import group_by_length, max_group_keys
 from s1engine.kernels.linear import TILE_ROWS
 from s1engine.kernels.registry import register
 
@@ -39,7 +39,7 @@ def plan_attention_row_invariant(
     query_start: Sequence[int],
     context_lens: Sequence[int],
     num_decodes: int,
-    block_size: int,
+    cache: Tensor,
 ) -> list[Tensor]:
     """What one step's calls of `paged_attention_row_invariant` have in common; arguments as in `plan_attention`.
 
@@ -47,6 +47,7 @@ def plan_attention_row_invariant(
     int64 [n]), rows in descending order of visible keys. One row of blocks means that all n rows are of one sequence.
     """
     plan: list[Tensor] = []
+    block_size = cache.size(1)
     blocks_per_split = split_keys(block_size) // block_size
 
     def padded_blocks(sequences: list[int], keys: int) -> Tensor:
@@ -55,7 +56,8 @@ def plan_attention_row_invariant(
         table[:, :blocks] = block_tables[sequences, :blocks]
         return table
 
-    for members in group_by_length(context_lens[:num_decodes]):
+    for group in group_by_length(context_lens[:num_decodes], max_group_keys(cache)):
+        members = sorted(group, key=lambda i: -context_lens[i])
         visible = torch.tensor([context_lens[i] for i in members])
         plan += (torch.tensor(members), padded_blocks(members, context_lens[members[0]]), visible)
     for sequence in range(num_decodes, len(context_lens)):
@@ -168,7 +170,7 @@ def _paged_attention_row_invariant(
     plan: list[Tensor],
     scale: float,
 ) -> Tensor:
-    out = torch.empty_like(q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for rows, blocks, visible in zip(plan[0::3], plan[1::3], plan[2::3], strict=True):
         result = _attend(q.index_select(0, rows), k_cache, v_cache, blocks, visible, scale)
         out.index_copy_(0, rows, result.to(q.dtype))
@@ -185,7 +187,7 @@ def _fake_paged_attention_row_invariant(
     plan: list[Tensor],
     scale: float,
 ) -> Tensor:
-    return torch.empty_like(q)
+    return q.new_empty(q.shape)
 
 
 # The contract of `paged_attention` (its reference is this operator's too), and the promise of this module.

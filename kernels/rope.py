@@ -16,20 +16,26 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | No
     """The specification, in float32.
 
     x            [T, N, D], T rows of N heads; D even
-    cos, sin     [T, D/2] float32: angle i of a row turns the pair of elements (i, i + D/2)
+    cos, sin     [T, D] float32: element i and element i + D/2 are a pair, turned by one angle; so both halves of `cos`
+                 are the same, and the first half of `sin` is the second negated
     norm_weight  [N, D] or None: where given, each head is RMS-normalised with it first (Qwen3)
-    Returns [T, N, D] in the dtype of `x`.
+    Returns x * cos + (x with its halves exchanged) * sin, [T, N, D], in the dtype of `x`.
     """
     wide = x.float()
     if norm_weight is not None:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * norm_weight.float()
     first, second = wide.chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    exchanged = torch.cat((second, first), dim=-1)
+    return (wide * cos.unsqueeze(1) + exchanged * sin.unsqueeze(1)).to(x.dtype)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
-    return rope_reference(x, cos, sin, norm_weight, eps)
+    wide = x.float()
+    if norm_weight is not None:
+        scale = torch.linalg.vecdot(wide, wide).mul_(1.0 / x.size(-1)).add_(eps).rsqrt_().unsqueeze_(-1)
+        wide = (wide * scale).mul_(norm_weight)
+    exchanged = wide.roll(x.size(-1) // 2, -1)
+    return (wide * cos.unsqueeze(1)).add_(exchanged.mul_(sin.unsqueeze(1))).to(x.dtype)
 
 
 def _fake_rope(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:

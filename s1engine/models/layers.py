@@ -5,43 +5,22 @@ Every layer works on packed rows [T, hidden]; the residual stream is float32 wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from s1engine.kernels.activation import silu_mul
-from s1engine.kernels.attention import paged_attention, plan_attention
-from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
 from s1engine.kernels.kv_cache import store_kv
-from s1engine.kernels.linear import linear
+from s1engine.kernels.linear import linear, pack_weight, pays_to_pack
 from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
 from s1engine.kernels.rope import rope
-from s1engine.models.batch import PackedBatch
 from s1engine.models.config import ModelConfig
-
-
-@dataclass(slots=True)
-class Step:
-    """What all layers of one forward pass share: the batch, its angles and its attention plan."""
-
-    batch: PackedBatch
-    cos: Tensor
-    sin: Tensor
-    plan: list[Tensor]
-
-
-def plan_step(config: ModelConfig, batch: PackedBatch, angles: Tensor, block_size: int, row_invariant: bool) -> Step:
-    """angles: cosines and sines of the batch's rows, float32 [T, 2, head_dim / 2]."""
-    where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes, block_size)
-    plan = plan_attention_row_invariant(*where) if row_invariant else plan_attention(*where, config.dtype)
-    cos, sin = angles.unbind(1)
-    return Step(batch=batch, cos=cos, sin=sin, plan=plan)
+from s1engine.models.step import Step
 
 
 class Linear(nn.Module):
     """x [T, in_features] to [T, out_features]."""
 
+    weight: Tensor
     bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, row_invariant: bool) -> None:
@@ -52,6 +31,14 @@ class Linear(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.row_invariant = row_invariant
+
+    def pack(self) -> None:
+        """Where it pays, replace the weight by its packed copy: no parameter, and good for multiplying only."""
+        if not pays_to_pack(self.weight):
+            return
+        packed = pack_weight(self.weight.detach())
+        del self.weight
+        self.weight = packed
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, self.row_invariant)
@@ -79,7 +66,6 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.eps = config.rms_norm_eps
         self.scale = config.head_dim**-0.5
-        self.row_invariant = row_invariant
         heads = config.num_heads + 2 * config.num_kv_heads
         self.qkv_proj = Linear(
             config.hidden_size, heads * config.head_dim, bias=config.qkv_bias, row_invariant=row_invariant
@@ -101,15 +87,11 @@ class Attention(nn.Module):
         return torch.cat((self.q_norm.expand(self.num_heads, -1), self.k_norm.expand(self.num_kv_heads, -1)))
 
     def forward(self, x: Tensor, step: Step, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        batch = step.batch
         qkv = self.qkv_proj(x).view(x.size(0), -1, self.head_dim)
         rotated = rope(qkv[:, : -self.num_kv_heads], step.cos, step.sin, self.head_norms(), self.eps)
         q, k = rotated.split((self.num_heads, self.num_kv_heads), dim=1)
-        store_kv(k, qkv[:, -self.num_kv_heads :], k_cache, v_cache, batch.slot_mapping)
-        attend = paged_attention_row_invariant if self.row_invariant else paged_attention
-        out = attend(
-            q, k_cache, v_cache, batch.block_tables, batch.query_start, batch.context_lens, step.plan, self.scale
-        )
+        store_kv(k, qkv[:, -self.num_kv_heads :], k_cache, v_cache, step.batch.slot_mapping)
+        out = step.attend(q, k_cache, v_cache, self.scale)
         return self.o_proj(out.view(x.size(0), -1))
 
 

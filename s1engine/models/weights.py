@@ -7,6 +7,7 @@ files; so no second copy of the checkpoint is ever held in memory of our own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -37,12 +38,19 @@ def resolve_model_path(path_or_id: str) -> Path:
 
 
 def load_model(
-    path_or_id: str, *, dtype: str = "auto", device: str | torch.device = "cpu", row_invariant: bool = False
+    path_or_id: str,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    row_invariant: bool = False,
+    packed: bool = True,
 ) -> CausalLM:
     """Build the model of a folder or hub id and fill its parameters; ready for inference, without gradients.
 
     dtype          "auto" (the config's), "float32" or "bfloat16"
-    row_invariant  see CausalLM; raises RuntimeError where this machine's matrix product cannot keep the promise
+    row_invariant  see CausalLM; raises RuntimeError where this machine's matrix products cannot keep the promise
+    packed         hold the matrices in the matrix library's own layout where it has one (CPUs): faster, but they are
+                   no parameters any more. A tied embedding is then held twice, once to look up and once to multiply.
     Raises ValueError that names every unsupported feature or every missing, unexpected or misshapen tensor.
     """
     folder = resolve_model_path(path_or_id)
@@ -51,33 +59,51 @@ def load_model(
         config = _settle_tying(config, checkpoint)
         with torch.device("meta"):
             model = CausalLM(config, row_invariant=row_invariant)
-        targets = checkpoint_targets(model)
-        shapes = {name: tuple(target.shape) for name, target in targets.items()}
+        shapes = {name: tuple(target.shape) for name, target in checkpoint_targets(model).items()}
         problems = list(checkpoint.problems(shapes, _derived(config, checkpoint)))
         if problems:
             raise ValueError(f"{folder}: the checkpoint does not fit the config: {'; '.join(problems)}")
         model.allocate(torch.device(device))
-        for name, target in checkpoint_targets(model).items():
-            target.copy_(checkpoint.tensor(name))
+        # Part by part: memory that is allocated but not yet written costs nothing, so a part's plain matrices are gone
+        # before the next part's are there.
+        for part, targets in _parts(model):
+            for name, target in targets.items():
+                target.copy_(checkpoint.tensor(name))
+            if packed:
+                for module in part.modules():
+                    if isinstance(module, Linear):
+                        module.pack()
     if row_invariant:
         _check_row_invariance(model)
     return model
 
 
 def checkpoint_targets(model: CausalLM) -> dict[str, Tensor]:
-    """Where each tensor of a checkpoint goes: its name there to the parameter, or the rows of a fused one."""
+    """Where each tensor of a checkpoint goes: its name there to the parameter, or the rows of a fused one.
+
+    Only of a model that is not packed.
+    """
+    return {name: target for _, targets in _parts(model) for name, target in targets.items()}
+
+
+def _parts(model: CausalLM) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    """The model module by module, with the targets in each."""
     config = model.config
-    targets = {EMBEDDING: model.embed_tokens.detach(), "model.norm.weight": model.norm.weight.detach()}
+    yield model.lm_head, {EMBEDDING if config.tie_word_embeddings else HEAD: model.lm_head.weight.detach()}
+    rest = {"model.norm.weight": model.norm.weight.detach()}
     if not config.tie_word_embeddings:
-        targets[HEAD] = model.lm_head.detach()
+        rest[EMBEDDING] = model.embed_tokens.detach()
+    yield model.norm, rest
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for number, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
         prefix = f"model.layers.{number}."
-        targets[prefix + "input_layernorm.weight"] = layer.input_norm.weight.detach()
-        targets[prefix + "post_attention_layernorm.weight"] = layer.post_attention_norm.weight.detach()
+        targets = {
+            f"{prefix}input_layernorm.weight": layer.input_norm.weight.detach(),
+            f"{prefix}post_attention_layernorm.weight": layer.post_attention_norm.weight.detach(),
+        }
         if config.qk_norm:
-            targets[prefix + "self_attn.q_norm.weight"] = layer.attention.q_norm.detach()
-            targets[prefix + "self_attn.k_norm.weight"] = layer.attention.k_norm.detach()
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+            targets[f"{prefix}self_attn.q_norm.weight"] = layer.attention.q_norm.detach()
+            targets[f"{prefix}self_attn.k_norm.weight"] = layer.attention.k_norm.detach()
         for module, names, sizes in (
             (layer.attention.qkv_proj, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (q, kv, kv)),
             (layer.attention.o_proj, ("self_attn.o_proj",), (config.hidden_size,)),
@@ -85,9 +111,9 @@ def checkpoint_targets(model: CausalLM) -> dict[str, Tensor]:
             (layer.mlp.down_proj, ("mlp.down_proj",), (config.hidden_size,)),
         ):
             for kind, parameter in module.named_parameters():
-                for name, part in zip(names, parameter.detach().split(sizes), strict=True):
-                    targets[f"{prefix}{name}.{kind}"] = part
-    return targets
+                for name, target in zip(names, parameter.detach().split(sizes), strict=True):
+                    targets[f"{prefix}{name}.{kind}"] = target
+        yield layer, targets
 
 
 def _settle_tying(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -110,12 +136,12 @@ def _derived(config: ModelConfig, checkpoint: Checkpoint) -> set[str]:
 def _check_row_invariance(model: CausalLM) -> None:
     """One probe for every shape of matrix product in the model."""
     config = model.config
-    products: list[tuple[str, Tensor, nn.Parameter | None]] = [("lm_head", model.lm_head, None)]
-    for name, module in model.layers[0].named_modules():
-        if isinstance(module, Linear):
-            products.append((name, module.weight, module.bias))
+    matrices = [("lm_head", model.lm_head)]
+    matrices += [(name, module) for name, module in model.layers[0].named_modules() if isinstance(module, Linear)]
     failing = [
-        f"{name} {list(weight.shape)}" for name, weight, bias in products if not rows_are_independent(weight, bias)
+        f"{name} {list(matrix.weight.shape)}"
+        for name, matrix in matrices
+        if not rows_are_independent(matrix.weight, matrix.bias)
     ]
     if not attention_rows_are_independent(config.num_heads // config.num_kv_heads, config.head_dim):
         failing.append("attention scores")

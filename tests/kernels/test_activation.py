@@ -23,12 +23,21 @@ def test_silu_mul(rows, size, dtype, row_invariant):
     torch.testing.assert_close(silu_mul_reference(gate_up), out)
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    """Some numbers of threads end their shares within a row."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [1, 7, 40, 332, 4864])
-def test_rows_have_the_same_bits_in_every_batch(size, dtype):
+@pytest.mark.parametrize("size", [1, 7, 332, 4867])
+def test_rows_have_the_same_bits_in_every_batch(size, dtype, threads):
     gate_up = (torch.randn(200, 2 * size, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
     together = silu_mul(gate_up, True)
-    for rows in (slice(0, 1), slice(7, 10), slice(63, 64), slice(100, 200)):
+    for rows in (slice(0, 1), slice(7, 10), slice(63, 64), slice(101, 200)):
         assert torch.equal(silu_mul(gate_up[rows].clone(), True), together[rows])
 
 

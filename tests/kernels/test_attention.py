@@ -17,6 +17,7 @@ from s1engine.kernels.attention import (
     paged_attention,
     paged_attention_reference,
     plan_attention,
+    workspace_rows,
 )
 from s1engine.kernels.attention_row_invariant import (
     attention_rows_are_independent,
@@ -24,6 +25,11 @@ from s1engine.kernels.attention_row_invariant import (
     plan_attention_row_invariant,
     split_keys,
 )
+
+
+def workspace(plan: list[torch.Tensor], cache: torch.Tensor) -> torch.Tensor:
+    """Larger than needed, as after a longer step, and full of what that step left."""
+    return cache.new_full((2, workspace_rows(plan, cache.size(1)) + 5, *cache.shape[2:]), 30.0)
 
 
 @dataclass
@@ -39,13 +45,14 @@ class Case:
     num_decodes: int
 
     def run(self, row_invariant: bool) -> torch.Tensor:
-        where = (self.block_tables, self.starts, self.contexts, self.num_decodes, self.k_cache.size(1))
+        where = (self.block_tables, self.starts, self.contexts, self.num_decodes, self.k_cache)
         tensors = (self.q, self.k_cache, self.v_cache, self.block_tables)
         lengths = (torch.tensor(self.starts, dtype=torch.int32), torch.tensor(self.contexts, dtype=torch.int32))
         scale = self.q.size(-1) ** -0.5
         if row_invariant:
             return paged_attention_row_invariant(*tensors, *lengths, plan_attention_row_invariant(*where), scale)
-        return paged_attention(*tensors, *lengths, plan_attention(*where, self.q.dtype), scale)
+        plan = plan_attention(*where)
+        return paged_attention(*tensors, *lengths, plan, workspace(plan, self.k_cache), scale)
 
     def reference(self) -> torch.Tensor:
         lengths = (torch.tensor(self.starts, dtype=torch.int32), torch.tensor(self.contexts, dtype=torch.int32))
@@ -162,14 +169,14 @@ def test_row_invariant_rows_have_the_same_bits_in_every_batch(heads, kv_heads, h
                 assert torch.equal(alone.run(True)[-1], together[sequence])
 
 
-@given(st.lists(st.integers(1, 30000), max_size=60))
-def test_groups_hold_every_sequence_once_and_waste_little(contexts):
-    groups = group_by_length(contexts)
+@given(contexts=st.lists(st.integers(1, 30000), max_size=60), max_keys=st.integers(1, 100000))
+def test_groups_hold_every_sequence_once_and_waste_little(contexts, max_keys):
+    groups = group_by_length(contexts, max_keys)
     assert sorted(index for group in groups for index in group) == list(range(len(contexts)))
     for group in groups:
         longest = max(contexts[index] for index in group)
-        assert longest == contexts[group[0]]
-        assert len(group) == 1 or len(group) * longest <= attention.MAX_GROUP_KEYS
+        assert len(groups) == 1 or longest == contexts[group[0]]
+        assert len(group) == 1 or len(group) * longest <= max_keys
         assert longest <= SHORT_KEYS or len(group) * longest <= 2 * sum(contexts[index] for index in group)
 
 
@@ -181,12 +188,13 @@ def test_splits_are_whole_blocks_and_vectors():
 
 def test_operators_are_well_formed():
     case = make_case(MIXED, head_dim=8)
-    where = (case.block_tables, case.starts, case.contexts, case.num_decodes, 16)
+    where = (case.block_tables, case.starts, case.contexts, case.num_decodes, case.k_cache)
     lengths = (torch.tensor(case.starts, dtype=torch.int32), torch.tensor(case.contexts, dtype=torch.int32))
     tensors = (case.q, case.k_cache, case.v_cache, case.block_tables, *lengths)
+    plan = plan_attention(*where)
     torch.library.opcheck(
         paged_attention,
-        (*tensors, plan_attention(*where, torch.float32), 0.3),
+        (*tensors, plan, workspace(plan, case.k_cache), 0.3),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(

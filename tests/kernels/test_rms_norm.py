@@ -26,7 +26,7 @@ def test_rms_norm(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator) * 3
     weight = torch.randn(shape[-1], generator=generator).to(dtype)
-    for given in (x, x.to(dtype)):
+    for given in (x, x.to(dtype), x * 1e-4):  # the last so small that eps counts
         out = rms_norm(given, weight, EPS)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), exact(given, weight), rtol=tolerance(dtype), atol=1e-6)

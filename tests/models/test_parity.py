@@ -42,10 +42,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("row_invariant", [False, True])
-@pytest.mark.parametrize("block_size", [8, 16])
+@pytest.mark.parametrize(
+    ("block_size", "options"),
+    [(8, {}), (16, {}), (16, {"packed": False}), (8, {"row_invariant": True}), (16, {"row_invariant": True})],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CASES)
-def test_float32_logits_equal_transformers(case, block_size, row_invariant, make_model, paged_runner):
+def test_float32_logits_equal_transformers(case, block_size, options, make_model, paged_runner):
     arch, config = CASES[case]
     folder = make_model(arch, **config)
     generator = torch.Generator().manual_seed(1)
@@ -57,7 +60,7 @@ def test_float32_logits_equal_transformers(case, block_size, row_invariant, make
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = {name: reference(torch.tensor([tokens])).logits[0] for name, tokens in prompts.items()}
-    runner = paged_runner(load_model(str(folder), row_invariant=row_invariant), block_size=block_size)
+    runner = paged_runner(load_model(str(folder), **options), block_size=block_size)
 
     whole = runner.step({f"whole {name}": tokens for name, tokens in prompts.items()})
     for name in prompts:

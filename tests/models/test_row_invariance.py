@@ -30,12 +30,19 @@ def prompts(count: int) -> dict[str, list[int]]:
     return {f"s{i}": torch.randint(1000, (n,), generator=generator).tolist() for i, n in enumerate(lengths)}
 
 
-@pytest.fixture(scope="module", params=[(case, dtype) for case in CASES for dtype in DTYPES], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *((case, dtype, "packed") for case in CASES for dtype in DTYPES),
+        *(("llama", dtype, "") for dtype in DTYPES),
+    ],
+    ids=" ".join,
+)
 def model_and_alone(request, make_model, paged_runner):
     """A model and the hidden states of every prompt when it runs by itself in one chunk."""
-    case, dtype = request.param
+    case, dtype, packed = request.param
     arch, config = CASES[case]
-    model = load_model(str(make_model(arch, **config)), dtype=dtype, row_invariant=True)
+    model = load_model(str(make_model(arch, **config)), dtype=dtype, row_invariant=True, packed=bool(packed))
     alone = {}
     for name, tokens in prompts(64).items():
         alone[name] = paged_runner(model).step({name: tokens})[name]
@@ -87,7 +94,7 @@ def test_among_sixty_three_others(model_and_alone, paged_runner):
 def test_the_fast_path_is_not_invariant(make_model, paged_runner):
     """What the promise costs effort for: without it the same comparison finds differences."""
     arch, config = CASES["qwen3"]
-    model = load_model(str(make_model(arch, **config)))
+    model = load_model(str(make_model(arch, **config)), packed=False)
     sequences = prompts(12)
     together = paged_runner(model, num_blocks=256).step(sequences)
     differing = [

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from s1engine.kernels.linear import can_pack
 from s1engine.models import load_model, resolve_model_path
 from s1engine.models.weights import checkpoint_targets
 
@@ -40,7 +41,7 @@ def edited(make_model, tmp_path) -> Callable[..., Path]:
 def test_every_tensor_lands_in_its_place(arch, tied, make_model):
     folder = make_model(arch, tie_word_embeddings=tied)
     stored = load_file(folder / FILE)
-    model = load_model(str(folder))
+    model = load_model(str(folder), packed=False)
     targets = checkpoint_targets(model)
     assert targets.keys() == stored.keys()
     for name, tensor in stored.items():
@@ -49,15 +50,15 @@ def test_every_tensor_lands_in_its_place(arch, tied, make_model):
     memory = {parameter.untyped_storage().data_ptr(): parameter.numel() for parameter in model.parameters()}
     assert sum(memory.values()) == sum(tensor.numel() for tensor in stored.values())
     assert {target.untyped_storage().data_ptr() for target in targets.values()} == memory.keys()
-    assert (model.lm_head is model.embed_tokens) == tied
+    assert (model.lm_head.weight is model.embed_tokens) == tied
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_sharded_checkpoint(make_model):
-    whole = load_model(str(make_model("qwen3")))
+    whole = load_model(str(make_model("qwen3")), packed=False)
     folder = make_model("qwen3", max_shard_size="200KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
-    for one, other in zip(whole.parameters(), load_model(str(folder)).parameters(), strict=True):
+    for one, other in zip(whole.parameters(), load_model(str(folder), packed=False).parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -67,11 +68,23 @@ def test_stored_dtypes_are_converted(stored, wanted, make_model):
     folder = make_model("llama", dtype=stored)
     tensors = load_file(folder / FILE)
     assert {tensor.dtype for tensor in tensors.values()} == {stored}
-    model = load_model(str(folder), dtype=wanted)
+    model = load_model(str(folder), dtype=wanted, packed=False)
     expected = {"auto": torch.float32 if stored == torch.float16 else stored}.get(wanted) or getattr(torch, wanted)
     for name, target in checkpoint_targets(model).items():
         assert target.dtype == expected
         assert torch.equal(target, tensors[name].to(expected))
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="needs a CPU that packs bfloat16")
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_matrices_are_no_parameters(tied, make_model):
+    folder = make_model("qwen2", dtype=torch.bfloat16, tie_word_embeddings=tied)
+    plain, packed = load_model(str(folder), packed=False), load_model(str(folder))
+    names = dict(packed.named_parameters()).keys()
+    assert names == {name for name in dict(plain.named_parameters()) if "_proj.weight" not in name} - {"lm_head.weight"}
+    assert "embed_tokens" in names
+    hidden = torch.randn(3, 96).bfloat16()
+    torch.testing.assert_close(packed.compute_logits(hidden), plain.compute_logits(hidden), rtol=2e-2, atol=2e-2)
 
 
 def test_everything_wrong_is_named(edited):
@@ -108,15 +121,15 @@ def test_derived_tensors_are_ignored(edited):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(12)
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
-    model = load_model(str(edited(change, tie_word_embeddings=True)))
-    assert model.lm_head is model.embed_tokens
+    model = load_model(str(edited(change, tie_word_embeddings=True)), packed=False)
+    assert model.lm_head.weight is model.embed_tokens
 
 
 def test_a_different_head_is_not_tied(edited, caplog):
     head = torch.full((1000, 96), 0.5)
     folder = edited(lambda tensors: tensors.update({"lm_head.weight": head}), tie_word_embeddings=True)
-    model = load_model(str(folder))
-    assert torch.equal(model.lm_head, head) and not torch.equal(model.embed_tokens, head)
+    model = load_model(str(folder), packed=False)
+    assert torch.equal(model.lm_head.weight, head) and not torch.equal(model.embed_tokens, head)
     assert not model.config.tie_word_embeddings
     assert "lm_head.weight" in caplog.text
 
@@ -179,7 +192,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-model = load_model(sys.argv[2])
+model = load_model(sys.argv[2], packed=sys.argv[3] == "packed")
 done.set()
 thread.join()
 print(max(peak, anonymous()) - before)
@@ -187,11 +200,12 @@ print(max(peak, anonymous()) - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the process's memory from Linux's /proc")
-def test_no_second_copy_in_memory(make_model):
+@pytest.mark.parametrize("layout", ["packed", "plain"])
+def test_no_second_copy_in_memory(layout, make_model):
     small = make_model("qwen2", dtype=torch.bfloat16)
     large = make_model("qwen2", dtype=torch.bfloat16, vocab_size=100000, hidden_size=512, intermediate_size=8192)
     size = (large / FILE).stat().st_size
     assert size > 200e6
-    command = [sys.executable, "-c", PEAK_MEMORY, str(small), str(large)]
+    command = [sys.executable, "-c", PEAK_MEMORY, str(small), str(large), layout]
     taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     assert 0.9 * size < taken < 1.1 * size

@@ -1,0 +1,67 @@
+"""What all layers of one forward pass share, worked out once: angles and the attention plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s1engine.kernels.attention import paged_attention, plan_attention, workspace_rows
+from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
+from s1engine.models.batch import PackedBatch
+from s1engine.models.config import ModelConfig
+from s1engine.models.rotary import rotary_table
+
+
+@dataclass(slots=True)
+class Step:
+    """One batch with its angles, cos and sin as `rope` takes them, and its plan. workspace None: row-invariant."""
+
+    batch: PackedBatch
+    cos: Tensor
+    sin: Tensor
+    plan: list[Tensor]
+    workspace: Tensor | None
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
+        """Paged attention of q [T, heads, head_dim], same shape."""
+        batch = self.batch
+        where = (batch.block_tables, batch.query_start, batch.context_lens, self.plan)
+        if self.workspace is None:
+            return paged_attention_row_invariant(q, k_cache, v_cache, *where, scale)
+        return paged_attention(q, k_cache, v_cache, *where, self.workspace, scale)
+
+
+class StepPlanner(nn.Module):
+    """Holds what steps share: the table of angles and the attention's workspace, which grows to what steps need.
+
+    So only one forward pass of a model may run at a time.
+    """
+
+    rotary: Tensor
+
+    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.row_invariant = row_invariant
+        self.register_buffer("rotary", None, persistent=False)
+        self.workspace = torch.empty(0)
+
+    def allocate(self, device: torch.device) -> None:
+        """Compute the table; apart from the constructor, which may run on the meta device."""
+        config = self.config
+        self.rotary = rotary_table(config.rope, config.head_dim, config.max_position_embeddings).to(device)
+
+    def forward(self, batch: PackedBatch, kv_cache: Tensor) -> Step:
+        """kv_cache as CausalLM.forward takes it."""
+        cos, sin = self.rotary.index_select(0, batch.positions).unbind(1)
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes)
+        if self.row_invariant:
+            return Step(batch, cos, sin, plan_attention_row_invariant(*where, kv_cache[0, 0]), None)
+        plan = plan_attention(*where, kv_cache[0, 0])
+        keys = workspace_rows(plan, kv_cache.size(3))
+        if self.workspace.dim() != 4 or self.workspace.size(1) < keys:
+            self.workspace = kv_cache.new_empty(2, keys, *kv_cache.shape[4:])
+        return Step(batch, cos, sin, plan, self.workspace)
