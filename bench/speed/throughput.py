@@ -101,7 +101,12 @@ def _run(args: argparse.Namespace, model: str) -> int:
     )
     print("in memory after loading: " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items()))
     if args.json:
-        report = {"rows": rows, "read_bytes_per_second": bandwidth, "operations_per_second": rate, "args": vars(args)}
+        report = {
+            "rows": rows,
+            "read_bytes_per_second": bandwidth,
+            "operations_per_second": rate,
+            "args": {k: v for k, v in vars(args).items() if k != "run"},
+        }
         report |= {"machine": machine.describe(), "loaded_bytes": memory}
         print(json.dumps(report, default=str))
     return 0

@@ -22,11 +22,9 @@ from s1engine import LLM, SamplingParams, ThinkingBudget
 from s1engine.train.tiny import MODEL_DIR, Problem, grade, problems
 
 EXAMPLE = "example: python -m s1engine.train.tiny.demo --problems 500 --out demo-results"
-CAPS = (0, 7, 14, 21, 28, 42, 56)
+CAPS = (8, 16, 24, 32, 40, 48, 56, 64)  # a line of thinking is eight tokens
 IGNORED_ENDS = (0, 1, 2, 4)
 MAX_TOKENS = 320
-# What the worked example is chosen for: without "Wait" it comes out wrong.
-SEED = 1
 
 
 @dataclass(frozen=True)

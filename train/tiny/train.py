@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from s1engine.train.tiny import MODEL_DIR
 from s1engine.train.tiny.task import MAX_STEPS, MIN_STEPS, draw, problems
 from s1engine.train.tiny.tokenizer import MAX_LENGTH, build_tokenizer
 from s1engine.train.tiny.traces import Role, Trace, write_trace
@@ -104,79 +105,112 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / (0.02 * steps), 1.0, 0.02 + 0.98 * (1 - progress) / 0.4)
 
 
+class Tally:
+    """Share of tokens predicted rightly (the likeliest one is the target), by role, since it was last read."""
+
+    ROLES = (Role.RESULT, Role.RECHECK, Role.MEND, Role.ANSWER)
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen, self.right = dict.fromkeys(self.ROLES, 0), dict.fromkeys(self.ROLES, 0)
+
+    def add(self, roles: torch.Tensor, hits: torch.Tensor) -> None:
+        """`roles`, `hits`: [tokens], integer and boolean."""
+        for role in self.ROLES:
+            self.seen[role] += int((roles == role).sum())
+            self.right[role] += int(hits[roles == role].sum())
+
+    def read(self) -> dict[str, float]:
+        shares = {r.name.lower(): round(self.right[r] / self.seen[r], 3) for r in self.ROLES if self.seen[r]}
+        self.reset()
+        return shares
+
+
+def weighted_loss(model: Qwen2ForCausalLM, batch: Batch, tally: Tally) -> torch.Tensor:
+    """Mean cross-entropy of the tokens that are learned, a scalar."""
+    learned = batch.roles != Role.GIVEN
+    targets, roles = batch.targets[learned], batch.roles[learned]
+    # The head runs on learned positions only: a third of all are the question's.
+    logits = model.lm_head(model.model(batch.ids, use_cache=False).last_hidden_state[learned])
+    tally.add(roles, logits.argmax(-1) == targets)
+    weights = torch.where((roles == Role.RECHECK) | (roles == Role.MEND), RECHECK_WEIGHT, 1.0)
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+
+
+def build_optimizer(model: Qwen2ForCausalLM) -> torch.optim.AdamW:
+    """AdamW that lets only matrices decay."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
 def train(arguments: argparse.Namespace) -> None:
+    """Runs the whole training. The folder is written at every save, so an interrupted run leaves a usable model."""
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    decay = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=arguments.lr,
-        betas=(0.9, 0.98),
-    )
+    optimizer = build_optimizer(model)
     validation = problems("validation", arguments.validation_problems)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(arguments.out)
-    started, tokens = time.monotonic(), 0
-    seen = dict.fromkeys((Role.RESULT, Role.RECHECK, Role.MEND, Role.ANSWER), 0.0)
-    right = dict.fromkeys(seen, 0.0)
-    shown: dict[str, str] = {}
+    started, tokens, tally = time.monotonic(), 0, Tally()
+    shares: dict[str, float] = {}
     bar = tqdm(batches(tokenizer, arguments.steps, arguments.batch_tokens, arguments.seed), total=arguments.steps)
-    for step, batch in enumerate(bar):
+    for step, batch in enumerate(bar, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
-        learned = batch.roles != Role.GIVEN
-        targets, roles = batch.targets[learned], batch.roles[learned]
-        logits = model.lm_head(model.model(batch.ids, use_cache=False).last_hidden_state[learned])
-        weights = torch.where((roles == Role.RECHECK) | (roles == Role.MEND), RECHECK_WEIGHT, 1.0)
-        loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+            group["lr"] = learning_rate(step - 1, arguments.steps, arguments.lr)
+        loss = weighted_loss(model, batch, tally)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += batch.ids.numel()
-        hits = logits.argmax(-1) == targets
-        for role in seen:
-            seen[role] += (roles == role).sum().item()
-            right[role] += hits[roles == role].sum().item()
-        if step % 50 == 49:
-            shown = {role.name.lower(): f"{right[role] / max(seen[role], 1):.3f}" for role in seen}
-            seen, right = dict.fromkeys(seen, 0.0), dict.fromkeys(right, 0.0)
-            seconds = time.monotonic() - started
-            bar.set_postfix(loss=f"{loss.item():.3f}", **shown, tokens_per_s=int(tokens / seconds))
-        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
+        if step % 50 == 0:
+            shares, seconds = tally.read(), time.monotonic() - started
+            bar.set_postfix(loss=f"{loss.item():.3f}", **shares, tokens_per_s=int(tokens / seconds))
+        if step % arguments.save_every == 0 or step == arguments.steps:
             model.save_pretrained(arguments.out)
             by_cap, by_wait = curves(model, tokenizer, validation, temperature=1.0)
             record = {
-                "step": step + 1,
+                "step": step,
                 "tokens": tokens,
                 "minutes": round((time.monotonic() - started) / 60, 1),
                 "loss": round(loss.item(), 4),
-                "token_accuracy": shown,
+                "token_accuracy": shares,
                 "accuracy_by_cap": {k: round(v.accuracy, 3) for k, v in by_cap.items()},
                 "accuracy_by_ignored_ends": {k: round(v.accuracy, 3) for k, v in by_wait.items()},
             }
             tqdm.write(json.dumps(record))
 
 
-def main() -> None:
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive integer")
+    return value
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m s1engine.train.tiny.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train the tiny reasoner from nothing and write its Hugging Face folder. Half an hour on one core.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step, padding included")
+    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
+    parser.add_argument("--steps", type=positive, default=7000, help="optimizer steps")
+    parser.add_argument("--batch-tokens", type=positive, default=2048, help="tokens per step, padding included")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between saves, each with a validation")
-    parser.add_argument("--validation-problems", type=int, default=100, help="problems per validated budget")
-    train(parser.parse_args())
+    # One, since two threads wait for each other: with anything else running they are slower than one.
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads; more only on an idle machine")
+    parser.add_argument("--save-every", type=positive, default=1000, help="steps between saves, each with a validation")
+    parser.add_argument("--validation-problems", type=positive, default=100, help="problems per validated budget")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main()
+    train(parse())

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase, Qwen2ForCausalLM
 from s1engine.train.tiny.task import Problem, grade
 from s1engine.train.tiny.traces import CLOSE
 
-CAPS = (8, 16, 24, 32, 48, 64, 96)
+CAPS = (8, 16, 24, 32, 40, 48, 56, 64)
 IGNORED_ENDS = (0, 1, 2, 4)
 UNCAPPED = 320
 ANSWER_TOKENS = 3
