@@ -63,7 +63,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate_parser(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
-    parser.add_argument("prompt", nargs="?", help="text; standard input where it is left out")
+    parser.add_argument("prompt", help="text; - reads standard input")
     parser.add_argument("-n", type=int, default=1, help="samples")
     parser.add_argument(
         "--chat", action="store_true", help="put the prompt through the chat template, as a user's turn"
@@ -71,7 +71,7 @@ def _generate_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.epilog = (
         "Forced tokens, written by the engine, are dimmed on a terminal.\n"
-        'example: s1engine generate train/tiny/model --chat "3+4-2+6=" --thinking-tokens 40'
+        'example: s1engine generate train/tiny/model --chat "3 a:+5 b:*9 c:-7" --ignore-end 1'
     )
 
 
@@ -123,7 +123,7 @@ def _llm_and_params(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    prompt = args.prompt if args.prompt is not None else sys.stdin.read()
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     llm, params = _llm_and_params(args)
     if args.chat:
         turns = [{"role": "user", "content": prompt}]

@@ -28,7 +28,7 @@ def test_chat_template_and_standard_input(
 ) -> None:
     folder = str(model_folder("qwen2"))
     monkeypatch.setattr("sys.stdin.read", lambda: "so?", raising=False)
-    assert main(["generate", folder, "--chat", "--max-tokens", "4", "--json"]) == 0
+    assert main(["generate", folder, "--chat", "-", "--max-tokens", "4", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["prompt"].endswith("so?<|im_end|>\n<|im_start|>assistant\n") and len(report["prompt_token_ids"]) > 10
 
@@ -82,3 +82,12 @@ def test_help_has_an_example(command: str) -> None:
     assert done.returncode == 0, done.stderr
     if command not in ("", "bench"):
         assert "example: s1engine " + command in done.stdout
+
+
+def test_the_example_of_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that `--help` and the README show, with the shipped model."""
+    from s1engine.train.tiny import MODEL_DIR
+
+    assert main(["generate", str(MODEL_DIR), "--chat", "3 a:+5 b:*9 c:-7", "--ignore-end", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Wait" in out and "Final Answer: 5" in out
