@@ -108,7 +108,8 @@ class LLM:
         Tokens that a rewind may take back are held back. Closing the iterator aborts the request. Bad input raises
         ValueError here, before the first output is asked for.
         """
-        return self._stream(self.engine.prepare(self._next_id(), prompt, sampling_params, stream=True))
+        params = sampling_params or SamplingParams()
+        return self._stream(self.engine.admission.request(prompt, params, self._next_id(), stream=True))
 
     def _stream(self, request: Request) -> Iterator[RequestOutput]:
         request_id = request.request_id

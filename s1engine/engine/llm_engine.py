@@ -12,7 +12,6 @@ from s1engine.config import DEVICES, DTYPES, EngineConfig, check_choice
 from s1engine.engine.admission import Admission
 from s1engine.engine.core import EngineCore
 from s1engine.engine.kv_cache import KVCache
-from s1engine.engine.request import Request
 from s1engine.engine.runner import Runner
 from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
@@ -102,23 +101,10 @@ class LLMEngine:
 
         Raises ValueError, and queues nothing, where the request can never run or a parameter is wrong.
         """
-        request = self.prepare(request_id, prompt, params, stream=stream, score_only=score_only)
-        self.core.add(request)
-        return request.request_id
-
-    def prepare(
-        self,
-        request_id: str,
-        prompt: Any,
-        params: SamplingParams | None = None,
-        *,
-        stream: bool = False,
-        score_only: bool = False,
-    ) -> Request:
-        """Check a request as `add_request` does, without queueing it; `core.add` does that."""
         if request_id in self.core.requests:
             raise ValueError(f"request_id={request_id!r}: there is an unfinished request of that name")
-        return self.admission.request(prompt, params or SamplingParams(), request_id, stream, score_only)
+        self.core.add(self.admission.request(prompt, params or SamplingParams(), request_id, stream, score_only))
+        return request_id
 
     def step(self) -> list[RequestOutput]:
         """Run one step; the requests that finished in it, and the streaming ones that took part in it."""

@@ -5,11 +5,10 @@ written down. `</think>` is one token (101) in R1, three (60, 62, 63) in PIECES.
 """
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+from scripted import EOS, Scripted
 from transformers import PreTrainedTokenizerFast
 
 from s1engine import SamplingParams, ThinkingBudget, ThinkingFormat
@@ -17,7 +16,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.thinking import Trigger
 
-VOCAB, EOS, NEWLINE, TOOL = 300, 2, 10, 70
+NEWLINE, TOOL = 10, 70
 R1 = ThinkingFormat(
     start=[100],
     triggers=[Trigger([101], [101]), Trigger([EOS], [101]), Trigger([TOOL], [TOOL], ignorable=False)],
@@ -38,35 +37,6 @@ OVERLAP = ThinkingFormat(
 )
 
 
-class Scripted:
-    """Samples `script[output position]`, whatever came before; 200 + position where the script has ended."""
-
-    def __init__(self, script: list[int], num_prompt: int, vocab_size: int = VOCAB) -> None:
-        self.script, self.num_prompt = script, num_prompt
-        self.num_rows = 0
-        self.config = SimpleNamespace(
-            vocab_size=vocab_size,
-            num_layers=1,
-            num_kv_heads=1,
-            head_dim=1,
-            dtype=torch.float32,
-            max_position_embeddings=512,
-            eos_token_ids=(EOS,),
-        )
-
-    def __call__(self, token_ids: torch.Tensor, batch: Any, kv_cache: torch.Tensor) -> torch.Tensor:
-        self.num_rows += len(token_ids)
-        return batch.positions.unsqueeze(1)
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = torch.zeros(len(hidden), self.config.vocab_size)
-        for row, position in enumerate(hidden.flatten().tolist()):
-            at = position + 1 - self.num_prompt
-            logits[row, self.script[at] if at < len(self.script) else 200 + at] = 30.0
-            logits[row, 299] = 20.0  # what is sampled where the script's token is banned
-        return logits
-
-
 def run(
     prompt: list[int], script: list[int], budget: ThinkingBudget, max_tokens: int = 12, **params: Any
 ) -> tuple[list[int], list[int], Any]:
@@ -80,7 +50,7 @@ def run(
 
 def make_engine(prompt: list[int], script: list[int], **settings: Any) -> LLMEngine:
     config = EngineConfig(thinking_format=R1, **settings)
-    return LLMEngine(Scripted(script, len(prompt)), config=config)  # type: ignore[arg-type]
+    return LLMEngine(Scripted(script, len(prompt)), config=config)
 
 
 def finish(llm: LLMEngine) -> dict[str, Any]:
@@ -307,7 +277,7 @@ def test_a_character_cut_by_the_budget_is_shown_as_broken_not_lost(tokenizer: Pr
     prompt = tokenizer.encode("5<think>")
     model = Scripted([*euro, *letter, *letter], len(prompt), len(tokenizer))
     config = EngineConfig(thinking_format="deepseek-r1")
-    llm = LLMEngine(model, tokenizer=tokenizer, config=config)  # type: ignore[arg-type]
+    llm = LLMEngine(model, tokenizer=tokenizer, config=config)
     budget = ThinkingBudget(max_tokens=2)
     params = SamplingParams(temperature=0, max_tokens=6, thinking=budget)
     llm.add_request("r", {"prompt_token_ids": prompt}, params, stream=True)

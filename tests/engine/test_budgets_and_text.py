@@ -1,41 +1,16 @@
 """Budgets together with what works on text: stop strings and streaming."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+from scripted import Scripted
 from transformers import PreTrainedTokenizerFast
 
 from s1engine import SamplingParams, ThinkingBudget
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.thinking import ThinkingFormat, Trigger
-
-
-class Recited:
-    """A model that recites `script` by output position, whatever it is shown."""
-
-    def __init__(self, script: list[int], num_prompt: int, vocab_size: int) -> None:
-        self.script, self.num_prompt = script, num_prompt
-        self.config = SimpleNamespace(
-            vocab_size=vocab_size,
-            num_layers=1,
-            num_kv_heads=1,
-            head_dim=1,
-            dtype=torch.float32,
-            max_position_embeddings=512,
-            eos_token_ids=(),
-        )
-
-    def __call__(self, token_ids: torch.Tensor, batch: Any, kv_cache: torch.Tensor) -> torch.Tensor:
-        return batch.positions.unsqueeze(1)
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        at = hidden.flatten() + 1 - self.num_prompt
-        tokens = torch.tensor(self.script)[at.clamp(0, len(self.script) - 1)]
-        return torch.nn.functional.one_hot(tokens, self.config.vocab_size) * 30.0
 
 
 @pytest.fixture
@@ -58,8 +33,8 @@ def stream(
     """Every completion that a streaming request shows."""
     prompt = tokenizer.encode("so <think>")
     ids = tokenizer.encode(script)
-    model = Recited(ids, len(prompt), len(tokenizer))
-    llm = LLMEngine(model, tokenizer=tokenizer, config=EngineConfig(thinking_format=fmt))  # type: ignore[arg-type]
+    model = Scripted(ids, len(prompt), len(tokenizer))
+    llm = LLMEngine(model, tokenizer=tokenizer, config=EngineConfig(thinking_format=fmt))
     thinking = ThinkingBudget(**budget, format=fmt)
     sampling = SamplingParams(temperature=0, thinking=thinking, **{"max_tokens": len(ids)} | params)
     llm.add_request("r", {"prompt_token_ids": prompt}, sampling, stream=True)

@@ -188,18 +188,17 @@ def test_aborted_sequences_do_not_pile_up() -> None:
     check_released(llm)
 
 
-def test_an_exception_in_a_step_aborts_and_loses_nothing_later() -> None:
+def test_an_exception_in_a_step_aborts_and_loses_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandIn()
     llm = engine(model, block_size=4)
     params = SamplingParams(n=2, temperature=0, max_tokens=20, ignore_eos=True)
     llm.add_request("r", {"prompt_token_ids": [20] * 9}, params)
     llm.step()
-    compute, model.compute_logits = model.compute_logits, None  # type: ignore[method-assign, assignment]
-    with pytest.raises(TypeError):
+    with monkeypatch.context() as broken, pytest.raises(TypeError):
+        broken.setattr(model, "compute_logits", None)
         llm.step()
     assert not llm.has_unfinished_requests()
     check_released(llm)
-    model.compute_logits = compute  # type: ignore[method-assign]
     llm.add_request("again", {"prompt_token_ids": [20] * 9}, params)
     while llm.has_unfinished_requests():
         output = llm.step()

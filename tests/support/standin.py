@@ -219,7 +219,7 @@ def engine(model: StandIn, seed: int = 0, **settings: Any) -> LLMEngine:
     block_bytes = 2 * settings.get("block_size", 16) * 8
     settings["kv_cache_memory"] = settings.pop("num_blocks", 400) * block_bytes
     config = EngineConfig(thinking_format=FORMAT, seed=seed, **settings)
-    return LLMEngine(model, config=config)  # type: ignore[arg-type]
+    return LLMEngine(model, config=config)
 
 
 def run_all(llm: LLMEngine, requests: list[tuple[list[int], SamplingParams]], aborts: dict[int, int]) -> list[Any]:
