@@ -58,4 +58,9 @@ def _fake_silu_mul(gate_up: Tensor, row_invariant: bool) -> Tensor:
     return gate_up.new_empty(gate_up.size(0), gate_up.size(-1) // 2)
 
 
-silu_mul = register("silu_mul(Tensor gate_up, bool row_invariant) -> Tensor", _silu_mul, _fake_silu_mul)
+silu_mul = register(
+    "silu_mul(Tensor gate_up, bool row_invariant) -> Tensor",
+    _silu_mul,
+    _fake_silu_mul,
+    triton="s1engine.kernels.activation_triton:silu_mul",
+)

@@ -7,9 +7,14 @@ A library chooses its kernel by the number of rows, so the bits of a row depend 
 The row-invariant form multiplies tiles of a fixed number of rows instead, zeros filling the last one: every product
 then has the same shape. That a row's bits do not depend on its place within a tile either is a property of the
 library, so `rows_are_independent` probes it.
+
+On Hopper GPUs tiles are not needed: what differs between cuBLASLt's kernels there is whether the inner dimension is
+split among them, and `fix_cuda_products` rules that out. `any_rows_are_independent` probes whether it did.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -18,6 +23,9 @@ from torch.nn import functional
 from s1engine.kernels.registry import register
 
 TILE_ROWS = 16
+
+# Without a workspace cuBLAS cannot split the inner dimension. Read when its handle is made: at the first product.
+_NO_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"}
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,6 +84,30 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool)
     return out[:rows]
 
 
+def fix_cuda_products() -> None:
+    """Settings of this process under which a GPU's matrix products do not depend on the number of rows; see above.
+
+    Before the first product: what another part of the process multiplied already keeps its kernels.
+    """
+    os.environ.update(_NO_WORKSPACE)
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def any_rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether products with `weight` [N, K] give a row the same bits whatever the number of rows. A probe, no proof."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(512, weight.size(1), generator=generator).to(weight.device, weight.dtype)
+    expected = _product(rows, weight, bias)
+    return all(
+        torch.equal(_product(rows[start : start + count], weight, bias), expected[start : start + count])
+        for count in (1, 2, 7, 16, 33, 64, 130, 256)
+        for start in (0, 512 - count)
+    )
+
+
 def rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether, for this weight on this machine, a row of a tile gives the same bits at any place and beside any rows.
 
@@ -83,7 +115,7 @@ def rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     other places, and one that holds a single row. A probe, not a proof.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(TILE_ROWS, weight.size(1), generator=generator).to(weight.dtype)
+    rows = torch.randn(TILE_ROWS, weight.size(1), generator=generator).to(weight.device, weight.dtype)
     expected = _product(rows, weight, bias)
     for shift in (1, TILE_ROWS // 2 - 1, TILE_ROWS - 1):
         rolled = _product(rows.roll(shift, 0), weight, bias).roll(-shift, 0)

@@ -48,11 +48,17 @@ def _fake_add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) 
     return residual.new_empty(residual.shape, dtype=weight.dtype)
 
 
-rms_norm = register("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", _rms_norm, _fake_rms_norm)
+rms_norm = register(
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    _rms_norm,
+    _fake_rms_norm,
+    triton="s1engine.kernels.rms_norm_triton:rms_norm",
+)
 
 # residual [..., H] float32, updated in place to residual + x; x [..., H]; returns rms_norm of the sum.
 add_rms_norm = register(
     "add_rms_norm(Tensor(a!) residual, Tensor x, Tensor weight, float eps) -> Tensor",
     _add_rms_norm,
     _fake_add_rms_norm,
+    triton="s1engine.kernels.rms_norm_triton:add_rms_norm",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from s1engine.kernels.kv_cache import store_kv
 from s1engine.kernels.registry import register
 
 
@@ -46,4 +47,46 @@ rope = register(
     "rope(Tensor x, Tensor cos, Tensor sin, Tensor? norm_weight, float eps) -> Tensor",
     _rope,
     _fake_rope,
+)
+
+
+def _rope_store_kv(
+    qkv: Tensor,
+    rotary: Tensor,
+    positions: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    kv_heads = k_cache.size(2)
+    heads = qkv.size(1) - 2 * kv_heads
+    cos, sin = rotary.index_select(0, positions).unbind(1)
+    norms = None
+    if q_norm is not None and k_norm is not None:
+        norms = torch.cat((q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)))
+    rotated = rope_reference(
+        qkv[:, : heads + kv_heads], torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), norms, eps
+    )
+    kept = slot_mapping >= 0
+    store_kv(rotated[kept, heads:], qkv[kept, heads + kv_heads :], k_cache, v_cache, slot_mapping[kept])
+    return rotated[:, :heads].contiguous()
+
+
+def _fake_rope_store_kv(qkv: Tensor, *arguments: Tensor) -> Tensor:
+    k_cache = arguments[5]
+    return qkv.new_empty(qkv.size(0), qkv.size(1) - 2 * k_cache.size(2), qkv.size(2))
+
+
+# All between the fused projection and attention, for devices: qkv [T, heads + 2 * kv_heads, D]; rotary float32
+# [P, 2, D / 2], cosines and sines; positions int64 [T]; q_norm, k_norm [D] or None; caches and slot_mapping as in
+# `store_kv`, where slot -1 is not written. Returns the rotated queries, [T, heads, D].
+rope_store_kv = register(
+    "rope_store_kv(Tensor qkv, Tensor rotary, Tensor positions, Tensor? q_norm, Tensor? k_norm, float eps, "
+    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping) -> Tensor",
+    _rope_store_kv,
+    _fake_rope_store_kv,
+    triton="s1engine.kernels.rope_triton:rope_store_kv",
 )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from s1engine.thinking import FORMAT_NAMES, ThinkingFormat
 
 DTYPES = ("auto", "float32", "bfloat16")
-DEVICES = ("auto", "cpu")
-ATTENTION_BACKENDS = ("auto", "torch")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "torch", "triton", "flash-attn")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ BELOW_LLM = {"s1engine.engine", "s1engine.models", "s1engine.thinking", "s1engin
 
 # Module prefix -> the other modules of the project that it may import, each with what lies below it; itself always.
 FLOORS: dict[str, set[str]] = {
-    "s1engine.kernels": set(),
+    # The rows of the thinking machine are integers that its kernel reads as well.
+    "s1engine.kernels": {"s1engine.thinking"},
     "s1engine.thinking": set(),
     "s1engine.models": {"s1engine.kernels"},
     "s1engine.config": {"s1engine.thinking"},

@@ -131,6 +131,9 @@ class Admission:
                 self._check_ids("thinking.extensions", extension)
         for index in range(params.n):
             seq = Sequence(request, index, hash_seed(seed, index), list(prompt_ids), limit)
+            # With a thinking machine, it is the machine that knows which EOS ends the request.
+            by_eos = budget is None and not params.ignore_eos
+            seq.end_ids = request.stop_token_ids | (self.eos_token_ids if by_eos else frozenset())
             if budget is not None:
                 seq.thinking = start_thinking(budget, fmt, extensions, prompt_ids, limit)
             request.samples.append(seq)

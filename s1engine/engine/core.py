@@ -1,8 +1,15 @@
-"""The loop: add_request / step / abort_request, and what a step's tokens do to their sequences."""
+"""The loop: add_request / step / abort_request.
+
+With a runner of depth 0 a step is plan, run, commit. With depth 1 a plan is launched before the results of the one
+before are looked at, so that the device never waits for the host. What the host finds late (a stop string, an abort)
+has a surplus of tokens by then, which is dropped; what the device can see itself (EOS, stop ids, lengths) ends a row
+there, and the launches after it leave that row alone.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +18,13 @@ import torch
 from s1engine.engine.completion import request_output
 from s1engine.engine.detokenize import Detokenizer
 from s1engine.engine.kv_cache import KVCache
+from s1engine.engine.progress import End, take
 from s1engine.engine.request import Request, Sequence, Status
-from s1engine.engine.runner import Runner, Sampled
-from s1engine.engine.scheduler import Plan, Scheduler
+from s1engine.engine.runner import Launch, Runner
+from s1engine.engine.scheduler import Chunk, Plan, Scheduler
 from s1engine.engine.slots import SlotTable
-from s1engine.engine.thinking import cut_thinking, update_thinking
 from s1engine.outputs import RequestOutput
 from s1engine.thinking import Splitter, ThinkingFormat
-from s1engine.thinking.layout import Flag
-
-# Plain integers: `&` on an enum member takes a microsecond, and this is done for every token.
-FORCED, FINISHED, TRUNCATED = int(Flag.FORCED), int(Flag.FINISHED), int(Flag.TRUNCATED)
 
 
 class EngineCore:
@@ -47,6 +50,7 @@ class EngineCore:
         self.split_format = split_format
         self.clock = clock
         self.requests: dict[str, Request] = {}
+        self._launched: deque[tuple[Plan, Launch]] = deque()  # oldest first
         self._idle = False
 
     def add(self, request: Request) -> None:
@@ -54,6 +58,7 @@ class EngineCore:
         self.requests[request.request_id] = request
         for seq in request.samples:
             params = request.params
+            seq.needs_host = self.runner.needs_host(seq)
             if self.tokenizer is not None and (request.stream or params.stop_strings):
                 seq.text = Detokenizer(self.tokenizer, request.prompt_token_ids, params.skip_special_tokens)
             if request.stream and seq.thinking is None and self.split_format is not None:
@@ -70,52 +75,81 @@ class EngineCore:
             return None
         for seq in request.samples:
             if seq.status is not Status.FINISHED:
-                self._finish(seq, "abort")
+                self._finish(seq, End("abort"))
         return self._retire(request)
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
-        """Run one step. Returns the requests that finished, and the streaming ones that took part in it.
+        """Launch the next step and commit what is due. Returns the requests that finished, and the streaming ones that
+        have something new.
 
         An exception, or an interrupt, in the middle of a step leaves nobody able to say which of its effects happened:
         every unfinished request is aborted before it goes on.
         """
-        plan = self.scheduler.schedule()
-        if not plan.chunks:
-            # A step may go by with preemptions alone; two in a row would go on for ever.
-            if self._idle and self.requests:
-                raise RuntimeError(f"the scheduler found nothing to run with {len(self.requests)} requests unfinished")
-            self._idle = True
-            return []
-        self._idle = False
         try:
-            return self._commit(plan, self.runner.run(plan))
+            outputs = self._commit_down_to(self._depth())
+            plan = self.scheduler.schedule(may_preempt=not self._launched)
+            if plan.chunks:
+                self._launch(plan)
+                self._idle = False
+                return outputs + self._commit_down_to(self._depth())
+            if self._launched:
+                return outputs + self._commit_down_to(len(self._launched) - 1)
         except BaseException:
+            self._launched.clear()
             for request_id, request in list(self.requests.items()):
                 for seq in request.samples:
                     seq.computed = 0  # its blocks may be half written: none of them may enter the prefix cache
                 self.abort(request_id)
             raise
+        # A step may go by with preemptions alone; two in a row would go on for ever.
+        if self._idle and self.requests:
+            raise RuntimeError(f"the scheduler found nothing to run with {len(self.requests)} requests unfinished")
+        self._idle = True
+        return outputs
 
-    def _commit(self, plan: Plan, sampled: Sampled) -> list[RequestOutput]:
-        touched: dict[Request, None] = {}  # in order, each once
+    def _depth(self) -> int:
+        """How many launches may be unseen: none where the host has to know the last token before it can plan."""
+        return 0 if any(seq.needs_host for seq in self.scheduler.running) else self.runner.depth
+
+    def _launch(self, plan: Plan) -> None:
+        launch = self.runner.launch(plan)
         for chunk in plan.chunks:
             seq = chunk.seq
-            seq.computed = chunk.start + chunk.length
-            request = seq.request
-            if seq.index == 0 and len(request.samples) > 1 and seq.computed >= seq.num_prompt - 1:
-                self._fork(seq)
-            if request.score_only and seq.computed >= seq.known - 1:
-                self._finish(seq, "length")
-                touched[request] = None
-        for i, seq in enumerate(sampled.seqs):
-            self._append(seq, sampled, i)
-            touched[seq.request] = None
+            if chunk.samples:
+                seq.ahead += plan.replays
+                seq.computed = chunk.start + chunk.length + plan.replays - 1
+            else:
+                seq.computed = chunk.start + chunk.length
+        self._launched.append((plan, launch))
+
+    def _commit_down_to(self, depth: int) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        while len(self._launched) > depth:
+            outputs += self._commit(*self._launched.popleft())
+        return outputs
+
+    def _commit(self, plan: Plan, launch: Launch) -> list[RequestOutput]:
+        sampled = launch.collect()
+        touched: dict[Request, None] = {}  # in order, each once
+        for chunk in plan.chunks:
+            if chunk.seq.status is Status.RUNNING:
+                self._commit_prefill(chunk, touched)
+        for seq, rows, logprobs in zip(plan.sampling, sampled.rows, sampled.logprobs, strict=True):
+            if seq.status is Status.RUNNING:
+                touched[seq.request] = None
+                seq.ahead -= plan.replays
+                if seq.request.metrics.first_token_time is None:
+                    seq.request.metrics.first_token_time = self.clock()
+                end = take(seq, rows, logprobs, self.eos_token_ids)
+                if end is not None:
+                    self._finish(seq, end)
+                # It decodes from here on: one token is known that was not computed, or on its way.
+                seq.computed = seq.known + seq.ahead - 1
         for chunk in plan.chunks:
             seq = chunk.seq
             if seq.status is Status.RUNNING:
-                assert seq.table is not None
-                self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known - seq.held))
+                self._register(seq)
         outputs = []
         for request in touched:
             if request.finished:
@@ -123,6 +157,20 @@ class EngineCore:
             elif request.stream:
                 outputs.append(request_output(request, self.tokenizer, self.split_format))
         return outputs
+
+    def _commit_prefill(self, chunk: Chunk, touched: dict[Request, None]) -> None:
+        seq, end = chunk.seq, chunk.start + chunk.length
+        request = seq.request
+        if seq.index == 0 and len(request.samples) > 1 and end >= seq.num_prompt - 1:
+            self._fork(seq)
+        if request.score_only and end >= seq.known - 1:
+            self._finish(seq, End("length"))
+            touched[request] = None
+
+    def _register(self, seq: Sequence) -> None:
+        """Enter its final blocks in the prefix cache. The newest token's keys and values may not exist yet."""
+        assert seq.table is not None
+        self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known - max(seq.held, 1)))
 
     def _fork(self, leader: Sequence) -> None:
         """Let the other samples share the leader's prompt; each computes the last prompt token itself, and samples."""
@@ -134,113 +182,17 @@ class EngineCore:
                 seq.computed = shared
                 self.scheduler.add(seq)
 
-    def _append(self, seq: Sequence, sampled: Sampled, i: int) -> None:
-        """Commit one sampled position: take back what was rewound, write the token, look whether that ends it."""
-        token, rewind, flags = sampled.tokens[i], sampled.rewinds[i], sampled.flags[i]
-        banned = seq.banned[-rewind] if rewind else sampled.banned[i]
-        if rewind:
-            seq.drop_last(rewind)
-            self._rewind_blocks(seq)
-        if seq.request.metrics.first_token_time is None:
-            seq.request.metrics.first_token_time = self.clock()
-        if token >= 0:
-            seq.tokens.append(token)
-            seq.forced.append(bool(flags & FORCED))
-            seq.banned.append(banned)
-            if seq.output_counts is not None:
-                seq.output_counts[token] += 1
-            logprob = sampled.logprobs[i]
-            if logprob is not None:
-                seq.logprobs.append(logprob)
-                seq.chosen_logprobs.append(logprob[token].logprob)
-        seq.held = sampled.held[i]
-        if seq.thinking is not None:
-            update_thinking(seq, self.slots, flags, sampled.counts[i], sampled.phases[i], token >= 0)
-        if flags & TRUNCATED:
-            self._look(seq, seq.num_output)
-            if seq.status is not Status.FINISHED:
-                self._finish(seq, "length", "thinking_budget")
-        elif flags & FINISHED:
-            self._look(seq, seq.num_output - 1)
-            if seq.status is not Status.FINISHED:
-                self._end_by_token(seq, token, None)
-        else:
-            full = seq.known >= seq.limit
-            self._look(seq, seq.num_output if full else seq.num_output - seq.held)
-            if full and seq.status is not Status.FINISHED:
-                self._finish(seq, "length")
-
-    def _rewind_blocks(self, seq: Sequence) -> None:
-        assert seq.table is not None
-        seq.computed = min(seq.computed, seq.known)
-        self.kv.rewind(seq.table, seq.computed)
-        self.slots.invalidate_blocks(seq, len(seq.table.blocks))
-
-    def _look(self, seq: Sequence, end: int) -> None:
-        """Apply the stop conditions to output tokens up to `end` that were not looked at; forced ones never stop."""
-        request, params = seq.request, seq.request.params
-        while seq.checked < end:
-            position = seq.checked
-            token = seq.tokens[seq.num_prompt + position]
-            seq.checked += 1
-            if seq.splitter is not None:
-                seq.splitter.push(token)
-            forced = seq.forced[position]
-            # With a thinking machine, it is the machine that knows which EOS ends the request.
-            by_eos = token in self.eos_token_ids and not params.ignore_eos and seq.thinking is None
-            if by_eos or (token in request.stop_token_ids and not forced):
-                self._cut(seq)
-                self._end_by_token(seq, token, None if by_eos else token)
-                return
-            if seq.text is not None and (matched := self._grow_text(seq, token, forced)):
-                self._cut(seq)
-                self._finish(seq, "stop", matched)
-                return
-
-    @staticmethod
-    def _cut(seq: Sequence) -> None:
-        """Drop what was generated while a stop condition's token was held back."""
-        surplus = seq.num_output - seq.checked
-        if surplus:
-            seq.drop_last(surplus)
-            cut_thinking(seq)
-
-    def _end_by_token(self, seq: Sequence, token: int, stop_reason: int | None) -> None:
-        if seq.text is not None and seq.request.params.include_stop_str_in_output:
-            seq.text.push(token)
-        self._finish(seq, "stop", stop_reason)
-
-    @staticmethod
-    def _grow_text(seq: Sequence, token: int, forced: bool) -> str | None:
-        """Add a token's text. Returns the stop string that it completed, after cutting the text there."""
-        text, params = seq.text, seq.request.params
-        assert text is not None
-        before = len(text.text)
-        text.push(token)
-        if forced or seq.checked < params.min_tokens:
-            seq.stop_floor = len(text.text)
-            return None
-        found = None
-        for stop in params.stop_strings:
-            at = text.text.find(stop, max(seq.stop_floor, before - len(stop) + 1))
-            if at >= 0 and (found is None or at < found[0]):
-                found = (at, stop)
-        if found is None:
-            return None
-        text.cut(found[0] + (len(found[1]) if params.include_stop_str_in_output else 0))
-        return found[1]
-
-    def _finish(self, seq: Sequence, reason: str, stop_reason: int | str | None = None) -> None:
-        seq.finish_reason, seq.stop_reason = reason, stop_reason
-        if seq.text is not None and reason != "stop":
+    def _finish(self, seq: Sequence, end: End) -> None:
+        seq.finish_reason, seq.stop_reason = end.reason, end.stop_reason
+        if seq.text is not None and end.reason != "stop":
             while seq.checked < seq.num_output:  # what was held back is final now
                 seq.text.push(seq.tokens[seq.num_prompt + seq.checked])
                 seq.checked += 1
-        if seq.text is not None and not (reason == "stop" and isinstance(stop_reason, str)):
+        if seq.text is not None and not (end.reason == "stop" and isinstance(end.stop_reason, str)):
             seq.text.flush()
         if seq.status is Status.RUNNING and seq.table is not None:
             # What it computed serves those that come after it; a token that was cut off has no place in that.
-            self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known))
+            self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known - 1))
         self.scheduler.finish(seq)
 
     def _retire(self, request: Request) -> RequestOutput:

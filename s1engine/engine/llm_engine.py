@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,17 +12,20 @@ from s1engine.config import DEVICES, DTYPES, EngineConfig, check_choice
 from s1engine.engine.admission import Admission
 from s1engine.engine.core import EngineCore
 from s1engine.engine.kv_cache import KVCache
-from s1engine.engine.runner import Runner
+from s1engine.engine.memory import block_shape, num_kv_blocks
 from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
 from s1engine.engine.thinking import answer_now
+from s1engine.engine.torch_runner import TorchRunner
+from s1engine.kernels.attention_flash import unusable_because
 from s1engine.models import CausalLM, load_model
 from s1engine.outputs import RequestOutput
 from s1engine.params import SamplingParams
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from s1engine.engine.device_runner import DeviceRunner
 
-CPU_KV_BYTES = 4 * 2**30
+logger = logging.getLogger(__name__)
 
 
 class LLMEngine:
@@ -44,9 +47,10 @@ class LLMEngine:
         check_choice("dtype", dtype, DTYPES)
         check_choice("device", device, DEVICES)
         self.config = config or EngineConfig()
+        self.device = resolve_device(device, self.config.attention_backend)
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
-            self.model = load_model(name, dtype=dtype, device="cpu", row_invariant=self.config.deterministic)
+            self.model = load_model(name, dtype=dtype, device=self.device, row_invariant=self.config.deterministic)
             self.tokenizer = load_tokenizer(name, tokenizer)
         else:
             self.model, self.tokenizer = model, tokenizer
@@ -59,7 +63,7 @@ class LLMEngine:
         wanted_len = self.config.max_model_len or positions
         if wanted_len > positions:
             raise ValueError(f"max_model_len={wanted_len}: the model has {positions} positions")
-        num_blocks = self._num_blocks(wanted_len)
+        num_blocks = num_kv_blocks(self.model.config, self.config, wanted_len, self.device)
         self.max_model_len = min(wanted_len, num_blocks * self.config.block_size)
         if self.max_model_len < wanted_len:
             if self.config.max_model_len is not None:
@@ -78,15 +82,39 @@ class LLMEngine:
             self.config.seed,
         )
         self.kv = KVCache(num_blocks, self.config.block_size, self.config.enable_prefix_caching)
-        slots = SlotTable(self.config.max_num_seqs, -(-self.max_model_len // self.config.block_size))
-        shape = self._block_shape()
-        # Zeros, not garbage: masked keys have weight 0, and 0 x NaN would still be NaN.
-        storage = torch.zeros(shape[0], 2, num_blocks, *shape[1:], dtype=self.model.config.dtype)
-        runner = Runner(self.model, storage, slots, valid_tokens(self.tokenizer, self.model))
-        self.scheduler = Scheduler(self.kv, slots, self.config.max_num_batched_tokens, self.config.block_size)
-        self.core = EngineCore(
-            runner, self.scheduler, self.kv, slots, self.tokenizer, self.eos_token_ids, self.admission.split_format()
+        runner, max_replays = self._runner(num_blocks)
+        self.scheduler = Scheduler(
+            self.kv, runner.slots, self.config.max_num_batched_tokens, self.config.block_size, max_replays
         )
+        self.core = EngineCore(
+            runner,
+            self.scheduler,
+            self.kv,
+            runner.slots,
+            self.tokenizer,
+            self.eos_token_ids,
+            self.admission.split_format(),
+        )
+
+    def _runner(self, num_blocks: int) -> tuple[TorchRunner | DeviceRunner, int]:
+        """The runner for the device and backend, with slot table and KV cache, and how many steps it does at a time."""
+        config, model = self.config, self.model.config
+        layers, *block = block_shape(model, config.block_size)
+        # Zeros, not garbage: masked keys have weight 0, and 0 x NaN would still be NaN.
+        storage = torch.zeros(layers, 2, num_blocks, *block, dtype=model.dtype, device=self.device)
+        valid = valid_tokens(self.tokenizer, self.model)
+        max_blocks = -(-self.max_model_len // config.block_size)
+        size = (config.max_num_seqs, max_blocks, self.max_model_len, self.eos_token_ids)
+        if self.device.type == "cpu" and config.attention_backend != "triton":
+            return TorchRunner(self.model, storage, SlotTable(*size), valid), 1
+        # Imported here: a CPU does not wait for Triton.
+        from s1engine.engine.device_runner import MAX_REPLAYS, DeviceRunner
+        from s1engine.engine.device_slots import DeviceSlotTable
+
+        slots = DeviceSlotTable(*size, model.vocab_size, self.device)
+        flash = use_flash(config, model.dtype, self.device)
+        runner = DeviceRunner(self.model, storage, slots, valid, deterministic=config.deterministic, flash=flash)
+        return runner, MAX_REPLAYS
 
     def add_request(
         self,
@@ -125,20 +153,29 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         return bool(self.core.requests)
 
-    def _block_shape(self) -> tuple[int, int, int, int]:
-        model = self.model.config
-        return (model.num_layers, self.config.block_size, model.num_kv_heads, model.head_dim)
 
-    def _num_blocks(self, max_model_len: int) -> int:
-        layers, *rest = self._block_shape()
-        block_bytes = 2 * layers * rest[0] * rest[1] * rest[2] * self.model.config.dtype.itemsize
-        given = self.config.kv_cache_memory
-        budget = given or min(CPU_KV_BYTES, int(self.config.gpu_memory_utilization * free_memory()))
-        if budget < block_bytes:
-            field = "gpu_memory_utilization" if given is None else f"kv_cache_memory={given}"
-            raise ValueError(f"{field}: leaves no memory for one KV block, which takes {block_bytes} bytes")
-        full = self.config.max_num_seqs * -(-max_model_len // self.config.block_size)
-        return min(budget // block_bytes, full) if given is None else budget // block_bytes
+def resolve_device(device: str, attention_backend: str) -> torch.device:
+    """The device of that name. Raises ValueError where it is not there, or the backend is not for it."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no GPU here; use 'cpu', or install a CUDA build of torch")
+    valid = ("auto", "triton", "flash-attn") if device == "cuda" else ("auto", "torch", "triton")
+    if attention_backend not in valid:
+        raise ValueError(f"attention_backend={attention_backend!r}: on {device} it must be one of {', '.join(valid)}")
+    return torch.device(device)
+
+
+def use_flash(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether prompts are attended by flash-attn. Raises ValueError where that is asked for and cannot be."""
+    if config.attention_backend == "triton" or device.type != "cuda":
+        return False
+    reason = unusable_because(config.block_size, dtype)
+    if reason is None and config.deterministic:
+        reason = "deterministic=True needs the arithmetic of decoding in prompts"
+    if reason is not None and config.attention_backend == "flash-attn":
+        raise ValueError(f"attention_backend='flash-attn': {reason}; use 'auto' or 'triton'")
+    return reason is None
 
 
 def load_tokenizer(model: str, tokenizer: Any) -> Any:
@@ -163,13 +200,3 @@ def valid_tokens(tokenizer: Any, model: CausalLM) -> torch.Tensor | None:
     ids = [i for i in tokenizer.get_vocab().values() if i < model.config.vocab_size]
     valid[torch.tensor(ids)] = True
     return valid
-
-
-def free_memory() -> int:
-    """Bytes that could be allocated now without swapping: what is free, and on Linux also what caches would give up."""
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

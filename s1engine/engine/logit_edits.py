@@ -56,12 +56,14 @@ def _penalise(logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
     index = torch.tensor([row for row, _ in penalised])
     params = [seq.request.params for _, seq in penalised]
     chosen = logits[index]
-    apply_penalties(
-        chosen,
+    occurrences = (
         torch.stack([seq.request.prompt_mask for _, seq in penalised if seq.request.prompt_mask is not None]),
         torch.stack([seq.output_counts for _, seq in penalised if seq.output_counts is not None]),
+    )
+    strengths = (
         torch.tensor([p.repetition_penalty for p in params]),
         torch.tensor([p.presence_penalty for p in params]),
         torch.tensor([p.frequency_penalty for p in params]),
     )
+    apply_penalties(chosen, *(tensor.to(logits.device) for tensor in (*occurrences, *strengths)))
     logits[index] = chosen

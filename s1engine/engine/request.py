@@ -3,6 +3,9 @@
 A sequence has three lengths. `computed`: its keys and values exist up to there. `known`: its tokens exist up to there.
 `limit`: it may not grow beyond. Prefill, decode and resuming after preemption are then one thing, computed < known: the
 scheduler hands out chunks of known - computed tokens, and the chunk that reaches `known` samples the next token.
+
+Where steps are launched before the results of the last ones are in, `ahead` says how many tokens are on their way:
+`computed` counts what was launched, and `known + ahead` is the most that may be known when all of it is in.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class ThinkingRecord:
     state: np.ndarray  # int32 [STATE_WIDTH]; current only while the sequence holds no slot
     user_cap: int | None  # the budget's max_tokens before room was kept for the answer
     reserve: int  # tokens kept free for separator, forced close and answer (0: no reserve asked)
-    segment_scope: bool
     opened_by_prompt: bool  # thinking was open when the output began
+    may_end: bool  # the machine can end the request: by an EOS, or where the budget truncates
     counts: list[int] = field(default_factory=list)  # thinking tokens after each output token
     spans: list[tuple[int, int]] = field(default_factory=list)  # of thinking tokens, [start, end) in the output
     events: list[ThinkingEvent] = field(default_factory=list)
@@ -59,6 +62,9 @@ class Sequence:
     tokens: list[int]
     limit: int
     computed: int = 0
+    ahead: int = 0
+    end_ids: frozenset[int] = frozenset()  # ids that end it when sampled; EOS among them where no machine decides
+    needs_host: bool = False  # the host must know its newest token before its next step is launched
     status: Status = Status.WAITING
     slot: int = -1
     table: BlockTable | None = None
@@ -89,6 +95,13 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_certain_steps(self) -> int:
+        """How many further steps it is certain not to end in before its limit; at least 1."""
+        watched = self.end_ids or self.text is not None or self.splitter is not None or self.request.stream
+        may_end = watched or (self.thinking is not None and self.thinking.may_end)
+        return 1 if may_end else max(self.limit - self.known - self.ahead, 1)
 
     @property
     def order(self) -> tuple[int, int]:

@@ -3,6 +3,9 @@
 Decodes (one token to compute) go first, oldest first, then the prefill chunks of running sequences, then new ones. A
 long prompt therefore never stalls the others' decoding. When blocks run out, the youngest sequence that holds any gives
 its blocks back and is computed again later; the oldest always progresses, so every request ends.
+
+A plan may be made while earlier ones are still running: then it counts on the tokens that are on their way
+(`Sequence.ahead`), and nobody is preempted, since what a running sequence has become is not known yet.
 """
 
 from __future__ import annotations
@@ -18,23 +21,32 @@ from s1engine.engine.slots import SlotTable
 
 @dataclass(slots=True)
 class Chunk:
-    """Tokens [start, start + length) of a sequence, to be computed in this step."""
+    """Tokens [start, start + length) of a sequence, to be computed in this step.
+
+    Where it samples and has one token, its place is what the slot says: `start`, or less after a rewind on the way.
+    """
 
     seq: Sequence
     start: int
     length: int
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.length == self.seq.known and not self.seq.request.score_only
+    samples: bool
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step: chunks (those of length 1 first), and the block copies to make before them."""
+    """One launch: chunks (those of length 1 first), and the block copies to make before them.
+
+    replays  how often it is done in a row, each time with the token sampled last; above 1 all chunks decode
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    replays: int = 1
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences that sample, in order."""
+        return [chunk.seq for chunk in self.chunks if chunk.samples]
 
 
 class Scheduler:
@@ -43,7 +55,10 @@ class Scheduler:
     running is sorted by age; waiting is a heap by age, from which finished sequences are dropped lazily.
     """
 
-    def __init__(self, kv: KVCache, slots: SlotTable, max_num_batched_tokens: int, block_size: int) -> None:
+    def __init__(
+        self, kv: KVCache, slots: SlotTable, max_num_batched_tokens: int, block_size: int, max_replays: int = 1
+    ) -> None:
+        self.max_replays = max_replays
         self.kv = kv
         self.slots = slots
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -72,32 +87,60 @@ class Scheduler:
         self._release_blocks(seq)
         seq.status = Status.FINISHED
 
-    def schedule(self) -> Plan:
+    def schedule(self, may_preempt: bool = True) -> Plan:
+        """Plan the next launch. may_preempt: nothing is on its way. Otherwise a plan may be empty until more is in."""
         plan: dict[Sequence, Chunk] = {}
         copies: dict[Sequence, list[tuple[int, int]]] = {}
         budget = self.max_num_batched_tokens
-        preempted = False
-        decodes = [s for s in self.running if s.known - s.computed == 1]
-        prefills = [s for s in self.running if s.known - s.computed > 1]
+        lacks_blocks = False
+        decodes, prefills = [], []
+        for seq in self.running:
+            left = seq.known + seq.ahead - seq.computed
+            if left > 1:
+                prefills.append(seq)
+            elif seq.known + seq.ahead < seq.limit:  # else it is full when all of it is in
+                decodes.append(seq)
+        replays = self._replays(decodes, prefills)
         for seq in decodes + prefills:
-            length = min(seq.known - seq.computed, budget)
+            length = min(seq.known + seq.ahead - seq.computed, budget)
             if length == 0 or seq.status is not Status.RUNNING:
                 continue  # no budget left, or preempted for an older one just now
-            while seq.status is Status.RUNNING and (made := self._reserve(seq, length)) is None:
+            end = seq.computed + length + replays - 1
+            while seq.status is Status.RUNNING and (made := self._reserve(seq, end)) is None:
+                lacks_blocks = True
+                if not may_preempt:
+                    break
                 victim = self._youngest_holder()
-                preempted = True
                 self._preempt(victim)
                 if victim in plan:
                     budget += plan.pop(victim).length
                     del copies[victim]
-            if seq.status is Status.RUNNING:
-                assert made is not None
-                plan[seq], copies[seq] = Chunk(seq, seq.computed, length), made
+            if seq.status is Status.RUNNING and made is not None:
+                plan[seq], copies[seq] = self._chunk(seq, length), made
                 budget -= length
-        if not preempted:
+        if not lacks_blocks:
             self._admit(plan, copies, budget)
         chunks = sorted(plan.values(), key=lambda chunk: chunk.length != 1)
-        return Plan(chunks, [pair for chunk in chunks for pair in copies[chunk.seq]])
+        return Plan(chunks, [pair for chunk in chunks for pair in copies[chunk.seq]], replays)
+
+    @staticmethod
+    def _chunk(seq: Sequence, length: int) -> Chunk:
+        reaches_end = seq.computed + length == seq.known + seq.ahead
+        return Chunk(seq, seq.computed, length, reaches_end and not seq.request.score_only)
+
+    def _replays(self, decodes: list[Sequence], prefills: list[Sequence]) -> int:
+        """How many steps may follow each other unseen: as long as nobody can end, and nobody waits for a turn."""
+        if self.max_replays == 1 or prefills or not decodes or len(decodes) > self.max_num_batched_tokens:
+            return 1
+        if self.waiting and self.slots.num_free:
+            return 1
+        replays = self.max_replays
+        for seq in decodes:
+            replays = min(replays, seq.num_certain_steps)
+            if replays == 1:
+                return 1
+        needed = sum(self.kv.blocks_needed(s.table, s.computed, s.computed + replays) for s in decodes if s.table)
+        return replays if needed <= self.kv.num_free_blocks else 1
 
     def _admit(self, plan: dict[Sequence, Chunk], copies: dict[Sequence, list[tuple[int, int]]], budget: int) -> None:
         # No more run than the token budget has tokens, so that all of them can decode in every step.
@@ -127,13 +170,13 @@ class Scheduler:
             bisect.insort(self.running, seq)
             if seq.index == 0 and not seq.request.metrics.num_preemptions:
                 seq.request.num_cached_tokens = seq.computed
-            plan[seq], copies[seq] = Chunk(seq, seq.computed, length), made
+            plan[seq], copies[seq] = self._chunk(seq, length), made
             budget -= length
 
-    def _reserve(self, seq: Sequence, length: int) -> list[tuple[int, int]] | None:
+    def _reserve(self, seq: Sequence, end: int) -> list[tuple[int, int]] | None:
         assert seq.table is not None
         try:
-            copies = self.kv.reserve(seq.table, seq.computed, seq.computed + length)
+            copies = self.kv.reserve(seq.table, seq.computed, end)
         except OutOfBlocks:
             return None
         if copies:
@@ -150,6 +193,8 @@ class Scheduler:
         self._release_blocks(seq)
         if seq.status is Status.RUNNING:
             del self.running[bisect.bisect_left(self.running, seq)]
+            if seq.thinking is not None:
+                seq.thinking.state = self.slots.read_state(seq.slot)
             self.slots.release(seq)
             self.num_preemptions += 1
             seq.request.metrics.num_preemptions += 1

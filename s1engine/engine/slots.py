@@ -1,6 +1,8 @@
 """The slot table: one row a running sequence, at addresses that never move.
 
-A step refers to sequences by their slots. The host writes a row when a sequence enters it, and only differences after.
+A step refers to sequences by their slots, and a slot holds all that the step must know of its sequence: so a step can
+follow another without the host in between. The host writes a row when a sequence enters it, and only differences after;
+what a step changes (lengths, tokens, thinking states) it reads back only where it has to.
 """
 
 from __future__ import annotations
@@ -10,27 +12,26 @@ import torch
 
 from s1engine.engine.request import Sequence
 from s1engine.kernels.sampler import SamplingBatch
-from s1engine.thinking.layout import PROGRAM_WIDTH, STATE_WIDTH
+from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_STOP_IDS, Field
+from s1engine.thinking.layout import PROGRAM_WIDTH, STATE_WIDTH, State
 
 
 class SlotTable:
-    """Rows for `num_slots` sequences.
+    """Rows for `num_slots` sequences of up to `max_len` tokens, in host memory.
 
-    block_tables  int32 [num_slots, max_blocks]   physical KV blocks, in order
-    temperature, top_p, min_p float32; top_k, seeds int64; all [num_slots]
-    programs      int32 [num_slots, PROGRAM_WIDTH]   thinking program, where has_machine
-    states        int32 [num_slots, STATE_WIDTH]     its state
+    block_tables  int32 [num_slots, max_blocks]    physical KV blocks, in order
+    tokens        int32 [num_slots, max_len]       prompt and output
+    fields        int32 [num_slots, FIELD_WIDTH]   columns of slot_layout.Field
+    programs      int32 [num_slots, PROGRAM_WIDTH] thinking program, where HAS_MACHINE
+    states        int32 [num_slots, STATE_WIDTH]   its state
     """
 
-    def __init__(self, num_slots: int, max_blocks: int) -> None:
+    def __init__(self, num_slots: int, max_blocks: int, max_len: int, eos_token_ids: frozenset[int]) -> None:
         self.num_slots = num_slots
+        self.eos_token_ids = eos_token_ids
         self.block_tables = np.zeros((num_slots, max_blocks), np.int32)
-        self.temperature = np.zeros(num_slots, np.float32)
-        self.top_p = np.ones(num_slots, np.float32)
-        self.min_p = np.zeros(num_slots, np.float32)
-        self.top_k = np.zeros(num_slots, np.int64)
-        self.seeds = np.zeros(num_slots, np.int64)
-        self.has_machine = np.zeros(num_slots, bool)
+        self.tokens = np.zeros((num_slots, max_len), np.int32)
+        self.fields = np.zeros((num_slots, FIELD_WIDTH), np.int32)
         self.programs = np.zeros((num_slots, PROGRAM_WIDTH), np.int32)
         self.states = np.zeros((num_slots, STATE_WIDTH), np.int32)
         self._num_uploaded = [0] * num_slots
@@ -43,48 +44,75 @@ class SlotTable:
     def assign(self, seq: Sequence) -> None:
         """Give a sequence a slot and fill its row."""
         slot = seq.slot = self._free.pop()
-        params = seq.request.params
-        self.temperature[slot] = params.temperature
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.top_k[slot] = max(params.top_k, 0)
-        self.seeds[slot] = seq.seed
         self._num_uploaded[slot] = 0
-        self.has_machine[slot] = seq.thinking is not None
+        self.tokens[slot, : seq.known] = seq.tokens
+        self.fields[slot] = self._fields(seq)
         if seq.thinking is not None:
             self.programs[slot] = seq.thinking.program
             self.states[slot] = seq.thinking.state
 
-    def release(self, seq: Sequence) -> None:
-        """Take a sequence's slot; the thinking state goes back to the sequence, which may be resumed elsewhere."""
+    def _fields(self, seq: Sequence) -> np.ndarray:
+        params = seq.request.params
+        row = np.zeros(FIELD_WIDTH, np.int32)
+        real = row.view(np.float32)
+        row[Field.LENGTH], row[Field.LIMIT], row[Field.ACTIVE] = seq.known, seq.limit, 1
+        row[Field.PROMPT_LENGTH] = seq.num_prompt
+        row[Field.SEED_LOW : Field.SEED_HIGH + 1].view(np.int64)[:] = seq.seed
+        real[Field.TEMPERATURE], real[Field.TOP_P], real[Field.MIN_P] = params.temperature, params.top_p, params.min_p
+        row[Field.TOP_K] = max(params.top_k, 0)
         if seq.thinking is not None:
-            seq.thinking.state = self.states[seq.slot].copy()
+            row[Field.HAS_MACHINE], row[Field.RESERVE] = 1, seq.thinking.reserve
+            row[Field.USER_CAP] = -1 if seq.thinking.user_cap is None else seq.thinking.user_cap
+        # A sequence with more of them than fit is ended by the host, a step later.
+        stops = sorted(seq.end_ids)[:MAX_STOP_IDS]
+        row[Field.NUM_STOPS] = len(stops)
+        row[Field.STOPS : Field.STOPS + len(stops)] = stops
+        real[Field.REPETITION] = 1.0
+        return row
+
+    def release(self, seq: Sequence) -> None:
+        """Take a sequence's slot. What the slot knows of it is lost: `read_state` comes before where it will resume."""
         self._free.append(seq.slot)
         seq.slot = -1
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """The thinking state of a slot as the last step left it."""
+        return self.states[slot].copy()
+
+    def close_thinking(self, slot: int) -> None:
+        """Let a slot's thinking budget be used up from the next step on."""
+        self.states[slot, State.MAX_TOKENS] = 0
+        self.fields[slot, Field.USER_CAP] = 0
 
     def invalidate_blocks(self, seq: Sequence, num_valid: int) -> None:
         """Entries of the block table from `num_valid` on have changed."""
         self._num_uploaded[seq.slot] = min(self._num_uploaded[seq.slot], num_valid)
 
     def sync_blocks(self, seq: Sequence) -> None:
-        """Upload the block ids that the row lacks."""
+        """Write the block ids that the row lacks."""
         assert seq.table is not None
         done, blocks = self._num_uploaded[seq.slot], seq.table.blocks
         if done != len(blocks):
-            self.block_tables[seq.slot, done : len(blocks)] = blocks[done:]
+            self._write_blocks(seq.slot, done, blocks[done:])
             self._num_uploaded[seq.slot] = len(blocks)
 
-    def sampling_batch(self, rows: np.ndarray, positions: np.ndarray) -> SamplingBatch:
-        """The sampler's view of slots `rows` [R], each sampling at `positions` [R] of its whole sequence."""
-        temperature, top_k = self.temperature[rows], self.top_k[rows]
-        top_p, min_p = self.top_p[rows], self.min_p[rows]
+    def _write_blocks(self, slot: int, start: int, blocks: list[int]) -> None:
+        self.block_tables[slot, start : start + len(blocks)] = blocks
+
+    def sampling_batch(self, rows: np.ndarray) -> SamplingBatch:
+        """The sampler's view of slots `rows` [R], each sampling at its next position."""
+        fields = self.fields[rows]
+        real = fields.view(np.float32)
+        temperature, top_p, min_p = (real[:, c].copy() for c in (Field.TEMPERATURE, Field.TOP_P, Field.MIN_P))
+        top_k = fields[:, Field.TOP_K].astype(np.int64)
+        seeds = np.ascontiguousarray(fields[:, Field.SEED_LOW : Field.SEED_HIGH + 1]).view(np.int64)[:, 0]
         return SamplingBatch(
             temperature=torch.from_numpy(temperature),
             top_k=torch.from_numpy(top_k),
             top_p=torch.from_numpy(top_p),
             min_p=torch.from_numpy(min_p),
-            seeds=torch.from_numpy(self.seeds[rows]),
-            positions=torch.from_numpy(positions),
+            seeds=torch.from_numpy(seeds),
+            positions=torch.from_numpy(fields[:, Field.LENGTH].astype(np.int64)),
             all_greedy=not temperature.any(),
             any_top_k=bool(top_k.any()),
             any_top_p=bool((top_p < 1).any()),

@@ -6,10 +6,9 @@ has left, and what its owner will want to read afterwards.
 
 from __future__ import annotations
 
-import numpy as np
-
 from s1engine.engine.request import Sequence, ThinkingRecord
 from s1engine.engine.slots import SlotTable
+from s1engine.kernels.slot_step import thinking_cap
 from s1engine.outputs import ThinkingEvent
 from s1engine.thinking import ThinkingBudget, ThinkingFormat
 from s1engine.thinking.layout import Flag, Phase, State
@@ -55,15 +54,16 @@ def start_thinking(
         state=state,
         user_cap=budget.max_tokens,
         reserve=reserve,
-        segment_scope=budget.scope == "segment",
         opened_by_prompt=int(state[State.PHASE]) == THINKING,
+        may_end=bool(fmt.eos_ids) or budget.on_budget == "truncate",
     )
     if reserve:
-        state[State.MAX_TOKENS] = _cap(record, state, limit - len(prompt_ids))
+        cap = -1 if budget.max_tokens is None else budget.max_tokens
+        state[State.MAX_TOKENS] = thinking_cap(program, state, limit - len(prompt_ids), reserve, cap)
     return record
 
 
-def update_thinking(seq: Sequence, slots: SlotTable, flags: int, count: int, phase: int, wrote: bool) -> None:
+def update_thinking(seq: Sequence, flags: int, count: int, phase: int, wrote: bool) -> None:
     """Record what the machine did at this step; `wrote`: it put a token at the sequence's last position."""
     record = seq.thinking
     assert record is not None
@@ -75,9 +75,23 @@ def update_thinking(seq: Sequence, slots: SlotTable, flags: int, count: int, pha
         _record_events(record, flags, position)
     if phase == ANSWER and record.answer_start is None:
         record.answer_start = seq.num_output
-    if record.reserve and flags & (STARTED | IGNORED):
-        state = slots.states[seq.slot]
-        state[State.MAX_TOKENS] = _cap(record, state, seq.limit - seq.known)
+
+
+def extend_thinking(seq: Sequence, counts: list[int]) -> None:
+    """Record sampled tokens at which nothing happened but, perhaps, one more thinking token each.
+
+    counts  thinking tokens after each of them; the sequence has them already
+    """
+    record = seq.thinking
+    assert record is not None
+    thought = counts[-1] - (record.counts[-1] if record.counts else 0)
+    record.counts += counts
+    if thought:
+        end = seq.num_output
+        if record.spans and record.spans[-1][1] == end - thought:
+            record.spans[-1] = (record.spans[-1][0], end)
+        else:
+            record.spans.append((end - thought, end))
 
 
 def cut_thinking(seq: Sequence) -> None:
@@ -135,16 +149,8 @@ def answer_now(seq: Sequence, slots: SlotTable) -> None:
     """Let the sequence close its thinking at its next position: from here on its budget is used up."""
     if seq.thinking is None:
         raise ValueError("only a request with a thinking budget (ThinkingBudget() will do) can be told to answer now")
-    state = slots.states[seq.slot] if seq.slot >= 0 else seq.thinking.state
-    state[State.MAX_TOKENS] = 0
     seq.thinking.user_cap = 0
-
-
-def _cap(record: ThinkingRecord, state: np.ndarray, room: int) -> int:
-    """The cap, as the machine counts it, under which separator, close and answer still fit into `room` tokens."""
-    if record.segment_scope:  # where extensions still to be written do not count
-        used = int(state[State.SEGMENT_TOKENS]) - int(state[State.PENDING])
+    if seq.slot >= 0:
+        slots.close_thinking(seq.slot)
     else:
-        used = int(state[State.THINKING_TOKENS])
-    fits = max(used + room - record.reserve, 0)
-    return fits if record.user_cap is None else min(record.user_cap, fits)
+        seq.thinking.state[State.MAX_TOKENS] = 0

@@ -1,4 +1,4 @@
-"""The rows of one step, as models and operators see them: tensors, and two of them on the host as well."""
+"""The rows of one step, as models and operators see them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,31 @@ class PackedBatch:
     context_lens_list: list[int]
     block_tables: Tensor
     num_decodes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class SlotBatch:
+    """Rows of sequences that are named by their slots, for devices: nothing of it is known to the host.
+
+    Either one row of each of S decoding sequences, T = S, or chunks of prompts, laid end to end.
+
+    positions     int64 [T]: place of each row in its sequence
+    slot_mapping  int64 [T]: where each row's key and value go, block * block_size + offset; -1: nowhere
+    block_tables  int32 [slots, max_blocks]
+    rows          int32 [S]: the slot of each sequence; -1: padding
+    context_lens  int32 [S]: keys visible to the last row of each sequence; 0: padding
+    decode        decoding: (split_start, work, workspace), as `paged_attention_decode` takes them
+    prefill       chunks: (query_start int32 [S + 1], tiles), as `paged_attention_prefill` takes them
+    rows_per_tile of prefill, as there
+    flash         chunks by flash-attn: (key_start, max_queries, max_keys), as `flash_prefill` takes them
+    """
+
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    rows: Tensor
+    context_lens: Tensor
+    decode: tuple[Tensor, Tensor, list[Tensor]] | None = None
+    prefill: tuple[Tensor, Tensor] | None = None
+    rows_per_tile: int = 0
+    flash: tuple[Tensor, int, int] | None = None

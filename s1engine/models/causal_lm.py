@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s1engine.models.batch import PackedBatch
+from s1engine.models.batch import PackedBatch, SlotBatch
 from s1engine.models.config import ModelConfig
 from s1engine.models.layers import DecoderLayer, Linear, RMSNorm
 from s1engine.models.step import StepPlanner
@@ -37,7 +37,7 @@ class CausalLM(nn.Module):
             self.lm_head.weight = self.embed_tokens
         self.planner.allocate(device)
 
-    def forward(self, token_ids: Tensor, batch: PackedBatch, kv_cache: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, batch: PackedBatch | SlotBatch, kv_cache: Tensor) -> Tensor:
         """Compute one step and write its keys and values.
 
         token_ids  int64 [T]

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from s1engine.kernels.activation import silu_mul
-from s1engine.kernels.kv_cache import store_kv
 from s1engine.kernels.linear import linear, pack_weight, pays_to_pack
 from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
-from s1engine.kernels.rope import rope
 from s1engine.models.config import ModelConfig
-from s1engine.models.step import Step
+from s1engine.models.step import AnyStep
 
 
 class Linear(nn.Module):
@@ -59,7 +57,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention; `qk_norm` holds the norms' weights, [heads + kv_heads, head_dim], where used."""
+    """Grouped-query self-attention, with norms of the query and key heads where the model has them."""
 
     def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
         super().__init__()
@@ -80,17 +78,9 @@ class Attention(nn.Module):
             self.register_parameter("q_norm", None)
             self.register_parameter("k_norm", None)
 
-    def head_norms(self) -> Tensor | None:
-        """The two norms' weights, one row a head, as `rope` takes them; None where the model has none."""
-        if self.q_norm is None:
-            return None
-        return torch.cat((self.q_norm.expand(self.num_heads, -1), self.k_norm.expand(self.num_kv_heads, -1)))
-
-    def forward(self, x: Tensor, step: Step, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: AnyStep, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         qkv = self.qkv_proj(x).view(x.size(0), -1, self.head_dim)
-        rotated = rope(qkv[:, : -self.num_kv_heads], step.cos, step.sin, self.head_norms(), self.eps)
-        q, k = rotated.split((self.num_heads, self.num_kv_heads), dim=1)
-        store_kv(k, qkv[:, -self.num_kv_heads :], k_cache, v_cache, step.batch.slot_mapping)
+        q = step.rotate_and_store(qkv, self.q_norm, self.k_norm, self.eps, k_cache, v_cache)
         out = step.attend(q, k_cache, v_cache, self.scale)
         return self.o_proj(out.view(x.size(0), -1))
 
@@ -119,6 +109,6 @@ class DecoderLayer(nn.Module):
         self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, row_invariant)
 
-    def forward(self, residual: Tensor, x: Tensor | None, step: Step, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, x: Tensor | None, step: AnyStep, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         x = self.attention(self.input_norm(residual, x), step, k_cache, v_cache)
         return self.mlp(self.post_attention_norm(residual, x))

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from s1engine.kernels.attention import paged_attention, plan_attention, workspace_rows
 from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
-from s1engine.models.batch import PackedBatch
+from s1engine.kernels.kv_cache import store_kv
+from s1engine.kernels.rope import rope
+from s1engine.models.batch import PackedBatch, SlotBatch
 from s1engine.models.config import ModelConfig
+from s1engine.models.device_step import DeviceStep
 from s1engine.models.rotary import rotary_table
 
 
@@ -24,6 +27,20 @@ class Step:
     plan: list[Tensor]
     workspace: Tensor | None
 
+    def rotate_and_store(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """Rotated queries [T, heads, D] of qkv [T, heads + 2 * kv_heads, D]; keys and values go into the cache."""
+        kv_heads = k_cache.size(2)
+        heads = qkv.size(1) - 2 * kv_heads
+        norms = None
+        if q_norm is not None and k_norm is not None:
+            norms = torch.cat((q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)))
+        rotated = rope(qkv[:, :-kv_heads], self.cos, self.sin, norms, eps)
+        q, k = rotated.split((heads, kv_heads), dim=1)
+        store_kv(k, qkv[:, -kv_heads:], k_cache, v_cache, self.batch.slot_mapping)
+        return q
+
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
         """Paged attention of q [T, heads, head_dim], same shape."""
         batch = self.batch
@@ -31,6 +48,9 @@ class Step:
         if self.workspace is None:
             return paged_attention_row_invariant(q, k_cache, v_cache, *where, scale)
         return paged_attention(q, k_cache, v_cache, *where, self.workspace, scale)
+
+
+AnyStep = Step | DeviceStep
 
 
 class StepPlanner(nn.Module):
@@ -53,8 +73,10 @@ class StepPlanner(nn.Module):
         config = self.config
         self.rotary = rotary_table(config.rope, config.head_dim, config.max_position_embeddings).to(device)
 
-    def forward(self, batch: PackedBatch, kv_cache: Tensor) -> Step:
+    def forward(self, batch: PackedBatch | SlotBatch, kv_cache: Tensor) -> AnyStep:
         """kv_cache as CausalLM.forward takes it."""
+        if isinstance(batch, SlotBatch):
+            return DeviceStep(batch, self.rotary)
         cos, sin = self.rotary.index_select(0, batch.positions).unbind(1)
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes)

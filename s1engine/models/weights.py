@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from s1engine.kernels.attention_row_invariant import attention_rows_are_independent
-from s1engine.kernels.linear import rows_are_independent
+from s1engine.kernels.linear import any_rows_are_independent, fix_cuda_products, rows_are_independent
 from s1engine.models.causal_lm import CausalLM
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.config import ModelConfig, read_config
@@ -53,6 +53,8 @@ def load_model(
                    no parameters any more. A tied embedding is then held twice, once to look up and once to multiply.
     Raises ValueError that names every unsupported feature or every missing, unexpected or misshapen tensor.
     """
+    if row_invariant and torch.device(device).type == "cuda":
+        fix_cuda_products()
     folder = resolve_model_path(path_or_id)
     config = read_config(folder, dtype)
     with Checkpoint(folder) as checkpoint:
@@ -134,19 +136,27 @@ def _derived(config: ModelConfig, checkpoint: Checkpoint) -> set[str]:
 
 
 def _check_row_invariance(model: CausalLM) -> None:
-    """One probe for every shape of matrix product in the model."""
+    """One probe for every shape of matrix product in the model; tiles are given up where plain products do as well."""
     config = model.config
-    matrices = [("lm_head", model.lm_head)]
-    matrices += [(name, module) for name, module in model.layers[0].named_modules() if isinstance(module, Linear)]
-    failing = [
-        f"{name} {list(matrix.weight.shape)}"
-        for name, matrix in matrices
-        if not rows_are_independent(matrix.weight, matrix.bias)
-    ]
-    if not attention_rows_are_independent(config.num_heads // config.num_kv_heads, config.head_dim):
+    matrices = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
+    probed: dict[tuple[torch.Size, bool], bool] = {}
+    failing = []
+    for name, matrix in matrices:
+        shape = (matrix.weight.shape, matrix.bias is not None)
+        if shape not in probed:
+            on_gpu = matrix.weight.is_cuda
+            probed[shape] = not (on_gpu and any_rows_are_independent(matrix.weight, matrix.bias))
+            if probed[shape] and not rows_are_independent(matrix.weight, matrix.bias):
+                failing.append(f"{name} {list(matrix.weight.shape)}")
+        matrix.row_invariant = probed[shape]
+    on_cpu = not model.lm_head.weight.is_cuda
+    if on_cpu and not attention_rows_are_independent(config.num_heads // config.num_kv_heads, config.head_dim):
         failing.append("attention scores")
     if failing:
         raise RuntimeError(
             f"row_invariant=True: with this machine's {config.dtype} matrix products a row's bits depend on its "
             f"neighbours for {', '.join(failing)}"
         )
+    slow = [name for name, matrix in matrices if matrix.weight.is_cuda and matrix.row_invariant]
+    if slow:
+        logger.warning("deterministic=True: %d products go through tiles of 16 rows here, which is slow", len(slow))

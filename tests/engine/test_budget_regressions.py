@@ -254,7 +254,7 @@ def test_a_batch_without_budgets_never_runs_the_machine(monkeypatch: pytest.Monk
 
     prompt = [5, 100]
     llm = make_engine(prompt, [200])
-    monkeypatch.setattr("s1engine.engine.runner.step", fail)
+    monkeypatch.setattr("s1engine.engine.torch_runner.step", fail)
     llm.add_request("r", {"prompt_token_ids": prompt}, SamplingParams(temperature=0, max_tokens=3))
     assert finish(llm)["r"].outputs[0].token_ids == [200, 201, 202]
     llm.add_request("b", {"prompt_token_ids": prompt}, SamplingParams(max_tokens=3, thinking=ThinkingBudget()))

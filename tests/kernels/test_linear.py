@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s1engine.kernels.linear import TILE_ROWS, can_pack, linear, linear_reference, pack_weight, rows_are_independent
+from s1engine.kernels.linear import (
+    TILE_ROWS,
+    any_rows_are_independent,
+    can_pack,
+    linear,
+    linear_reference,
+    pack_weight,
+    rows_are_independent,
+)
 
 SHAPES = [(96, 160), (896, 1152), (164, 48), (64, 1000)]
 CPU = torch.device("cpu")
@@ -61,3 +69,15 @@ def test_operator_is_well_formed():
     x, weight, bias = operands(3, 8, 5, torch.float32, True)
     for row_invariant in (False, True):
         torch.library.opcheck(linear, (x, weight, bias, row_invariant), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_probe_of_any_number_of_rows_finds_a_library_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("s1engine.kernels.linear._product", lambda x, *_: x[:, :24] * 2)
+    assert any_rows_are_independent(weight, None)
+
+    def by_count(x: torch.Tensor, weight: torch.Tensor, bias: object) -> torch.Tensor:
+        return x[:, :24] * 2 + (1e-3 if len(x) == 33 else 0.0)
+
+    monkeypatch.setattr("s1engine.kernels.linear._product", by_count)
+    assert not any_rows_are_independent(weight, None)

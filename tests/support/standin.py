@@ -20,6 +20,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.kernels.philox import hash_seed
 from s1engine.kernels.sampler import SamplingBatch, sample
+from s1engine.models.batch import SlotBatch
 from s1engine.thinking import Machine, Trigger
 
 VOCAB, EOS, STOP = 24, 2, 3
@@ -60,6 +61,7 @@ class StandIn:
         default_factory=lambda: SimpleNamespace(
             vocab_size=VOCAB,
             num_layers=1,
+            num_heads=1,
             num_kv_heads=1,
             head_dim=1,
             dtype=torch.float64,
@@ -71,29 +73,38 @@ class StandIn:
     max_rows: int = 0
 
     def __call__(self, token_ids: torch.Tensor, batch: Any, kv_cache: torch.Tensor) -> torch.Tensor:
-        self.max_rows = max(self.max_rows, len(token_ids))
+        if isinstance(batch, SlotBatch):
+            block_tables, kept = batch.block_tables[batch.rows.clamp_min(0).long()], batch.slot_mapping >= 0
+            starts = list(range(len(batch.rows) + 1)) if batch.prefill is None else batch.prefill[0].tolist()
+            contexts = batch.context_lens.tolist()
+        else:
+            block_tables, kept = batch.block_tables, torch.ones(len(token_ids), dtype=torch.bool)
+            starts, contexts = batch.query_start_list, batch.context_lens_list
+            assert [n for n in np.diff(starts)[: batch.num_decodes] if n != 1] == []
+        self.max_rows = max(self.max_rows, int(kept.sum()))
         keys, values = kv_cache[0, 0].view(-1), kv_cache[0, 1].view(-1)
-        assert len(set(batch.slot_mapping.tolist())) == len(token_ids), "two rows write to one place"
-        keys[batch.slot_mapping] = token_ids.double()
-        values[batch.slot_mapping] = batch.positions.double()
+        mapping = batch.slot_mapping[kept]
+        assert len(set(mapping.tolist())) == len(mapping), "two rows write to one place"
+        keys[mapping] = token_ids[kept].double()
+        values[mapping] = batch.positions[kept].double()
         block_size = kv_cache.shape[3]
         self.contexts = []
-        starts = batch.query_start_list
-        for s, context_len in enumerate(batch.context_lens_list):
-            blocks = batch.block_tables[s].long()
-            places = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:context_len]
+        for s, context_len in enumerate(contexts):
+            places = (block_tables[s].long()[:, None] * block_size + torch.arange(block_size)).flatten()[:context_len]
             assert values[places].tolist() == list(range(context_len)), "a context is not what was written"
             context = tuple(int(t) for t in keys[places])
             query_len = starts[s + 1] - starts[s]
-            assert batch.positions[starts[s] : starts[s + 1]].tolist() == list(
-                range(context_len - query_len, context_len)
-            )
-            self.contexts += [context[: context_len - query_len + 1 + i] for i in range(query_len)]
-        assert [n for n in np.diff(starts)[: batch.num_decodes] if n != 1] == []
+            if context_len:  # else padding
+                positions = batch.positions[starts[s] : starts[s + 1]].tolist()
+                assert positions == list(range(context_len - query_len, context_len))
+            self.contexts += [context[: max(context_len - query_len, 0) + 1 + i] for i in range(query_len)]
         return torch.arange(len(token_ids)).unsqueeze(1)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.stack([context_logits(self.contexts[i]) for i in hidden.flatten().tolist()]))
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.compute_logits(hidden)
 
 
 @dataclass
@@ -215,11 +226,15 @@ def random_prompt(rng: random.Random, prefixes: list[list[int]]) -> list[int]:
     return rng.choice(prefixes) + body + rng.choice([[], [4], [4, 5], [4, 5, 14]]) or [20]
 
 
-def engine(model: StandIn, seed: int = 0, **settings: Any) -> LLMEngine:
+def engine(model: StandIn, seed: int = 0, depth: int = 0, replays: int = 1, **settings: Any) -> LLMEngine:
+    """depth, replays: how far the engine runs ahead of what it has seen, as it does on a device."""
     block_bytes = 2 * settings.get("block_size", 16) * 8
     settings["kv_cache_memory"] = settings.pop("num_blocks", 400) * block_bytes
     config = EngineConfig(thinking_format=FORMAT, seed=seed, **settings)
-    return LLMEngine(model, config=config)
+    llm = LLMEngine(model, config=config)
+    if depth or replays > 1:
+        llm.core.runner.depth, llm.scheduler.max_replays = depth, replays
+    return llm
 
 
 def run_all(llm: LLMEngine, requests: list[tuple[list[int], SamplingParams]], aborts: dict[int, int]) -> list[Any]:

@@ -1,0 +1,69 @@
+"""What a sampled token does to its slot, once the thinking machine had its say: in numpy, for the CPU, as reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from s1engine.kernels.slot_layout import RESULT_WIDTH, Field, Result
+from s1engine.thinking.layout import Flag, Header, State
+
+Array = npt.NDArray[np.int32]
+
+
+def advance_slots(
+    fields: Array, tokens: Array, programs: Array, states: Array, slots: Array, stepped: Array, banned: Array
+) -> Array:
+    """Write one step's tokens into their slots.
+
+    fields    int32 [N, FIELD_WIDTH], changed in place
+    tokens    int32 [N, max_len], changed in place
+    programs  int32 [N, PROGRAM_WIDTH]
+    states    int32 [N, STATE_WIDTH], changed where room for the answer is reserved
+    slots     int32 [R], distinct and active
+    stepped   int32 [R, 4], what the machine made of the sampled tokens (layout.Out); for slots without one
+              (0, sampled token, 0, 0)
+    banned    bool [R], whether ids were banned
+    Returns int32 [R, RESULT_WIDTH], with LOGPROB and RANK left 0.
+    """
+    results = np.zeros((len(slots), RESULT_WIDTH), np.int32)
+    results[:, :4] = stepped
+    rewind, token, flags, held = stepped.T
+    wrote = token >= 0
+    place = fields[slots, Field.LENGTH] - rewind
+    tokens[slots[wrote], place[wrote]] = token[wrote]
+    length = place + wrote
+    fields[slots, Field.LENGTH] = length
+    room = fields[slots, Field.LIMIT] - length
+
+    machine = fields[slots, Field.HAS_MACHINE] != 0
+    results[machine, Result.COUNT] = states[slots[machine], State.THINKING_TOKENS]
+    results[machine, Result.PHASE] = states[slots[machine], State.PHASE]
+    reopened = machine & ((flags & (Flag.STARTED | Flag.IGNORED)) != 0) & (fields[slots, Field.RESERVE] > 0)
+    for row in np.flatnonzero(reopened).tolist():
+        slot = slots[row]
+        states[slot, State.MAX_TOKENS] = thinking_cap(
+            programs[slot], states[slot], int(room[row]), *fields[slot, [Field.RESERVE, Field.USER_CAP]].tolist()
+        )
+
+    stops = fields[slots, Field.STOPS :]
+    named = np.arange(stops.shape[1]) < fields[slots, Field.NUM_STOPS, None]
+    stopped = ((stops == token[:, None]) & named).any(1) & (flags & Flag.FORCED == 0) & (held == 0)
+    ended = stopped | (flags & Flag.FINISHED != 0) | (room <= 0)
+    fields[slots, Field.ACTIVE] = ~ended
+    results[:, Result.ACTIVE] = ~ended
+    results[:, Result.BANNED] = banned
+    return results
+
+
+def thinking_cap(program: Array, state: Array, room: int, reserve: int, user_cap: int) -> int:
+    """The cap, as the machine counts it, under which `reserve` of the `room` tokens left stay free for the answer.
+
+    user_cap  the cap that the user set, -1 for none
+    """
+    if program[Header.SEGMENT]:  # where extensions still to be written do not count
+        used = int(state[State.SEGMENT_TOKENS]) - int(state[State.PENDING])
+    else:
+        used = int(state[State.THINKING_TOKENS])
+    fits = max(used + room - reserve, 0)
+    return fits if user_cap < 0 else min(user_cap, fits)

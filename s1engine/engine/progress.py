@@ -1,0 +1,155 @@
+"""What sampled tokens do to their sequence: written down, taken back, and looked at for whether they end it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from s1engine.engine.request import Sequence
+from s1engine.engine.thinking import cut_thinking, extend_thinking, update_thinking
+from s1engine.kernels.slot_layout import Result
+from s1engine.outputs import Logprob
+from s1engine.thinking.layout import Flag
+
+# Plain integers: `&` on an enum member takes a microsecond, and this is done for every token.
+FORCED, FINISHED, TRUNCATED = int(Flag.FORCED), int(Flag.FINISHED), int(Flag.TRUNCATED)
+REWIND, TOKEN, FLAGS, HELD = int(Result.REWIND), int(Result.TOKEN), int(Result.FLAGS), int(Result.HELD)
+COUNT, PHASE, BANNED = int(Result.COUNT), int(Result.PHASE), int(Result.BANNED)
+LOGPROB, RANK = int(Result.LOGPROB), int(Result.RANK)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a sequence has ended, in a user's words."""
+
+    reason: str
+    stop_reason: int | str | None = None
+
+
+def take(
+    seq: Sequence, rows: list[list[int]], logprobs: dict[int, Logprob] | None, eos_token_ids: frozenset[int]
+) -> End | None:
+    """Write down what a launch sampled. Returns the end of the sequence, if it has come.
+
+    rows      one row of slot_layout.Result a replay; those after the end are dropped
+    logprobs  of the only replay, where they are asked for and not in the rows
+    """
+    if _extend(seq, rows):
+        return End("length") if seq.known >= seq.limit else None
+    for row in rows:
+        end = _append(seq, row, logprobs, eos_token_ids)
+        if end is not None:
+            return end
+    return None
+
+
+def _extend(seq: Sequence, rows: list[list[int]]) -> bool:
+    """Write rows at which nothing happened but a sampled token, all at once. Returns False where that is not so."""
+    watched = seq.text is not None or seq.splitter is not None or seq.output_counts is not None
+    if watched or seq.request.params.logprobs is not None or seq.checked != seq.num_output:
+        return False
+    tokens = []
+    for row in rows:
+        if row[REWIND] or row[FLAGS] or row[HELD] or row[BANNED] or row[TOKEN] < 0:
+            return False
+        tokens.append(row[TOKEN])
+    if not seq.end_ids.isdisjoint(tokens):
+        return False
+    seq.tokens += tokens
+    seq.forced += [False] * len(tokens)
+    seq.banned += [False] * len(tokens)
+    seq.checked = seq.num_output
+    seq.held = 0
+    if seq.thinking is not None:
+        extend_thinking(seq, [row[COUNT] for row in rows])
+    return True
+
+
+def _append(
+    seq: Sequence, row: list[int], logprobs: dict[int, Logprob] | None, eos_token_ids: frozenset[int]
+) -> End | None:
+    """One sampled position: take back what was rewound, write the token, look whether that ends the sequence."""
+    token, rewind, flags = row[TOKEN], row[REWIND], row[FLAGS]
+    if token < 0 and not flags & TRUNCATED:
+        raise RuntimeError(f"the step ended a sequence of request {seq.request.request_id!r} that has not ended")
+    banned = seq.banned[-rewind] if rewind else bool(row[BANNED])
+    seq.drop_last(rewind)
+    if token >= 0:
+        seq.tokens.append(token)
+        seq.forced.append(bool(flags & FORCED))
+        seq.banned.append(banned)
+        if seq.output_counts is not None:
+            seq.output_counts[token] += 1
+        if seq.request.params.logprobs is not None:
+            entry = logprobs or {token: Logprob(_float(row[LOGPROB]), row[RANK])}
+            seq.logprobs.append(entry)
+            seq.chosen_logprobs.append(entry[token].logprob)
+    seq.held = row[HELD]
+    if seq.thinking is not None:
+        update_thinking(seq, flags, row[COUNT], row[PHASE], token >= 0)
+    if flags & TRUNCATED:
+        return _look(seq, seq.num_output, eos_token_ids) or End("length", "thinking_budget")
+    if flags & FINISHED:
+        end = _look(seq, seq.num_output - 1, eos_token_ids)
+        return end or _end_by_token(seq, token, None)
+    full = seq.known >= seq.limit
+    end = _look(seq, seq.num_output if full else seq.num_output - seq.held, eos_token_ids)
+    return end or (End("length") if full else None)
+
+
+def _float(bits: int) -> float:
+    return struct.unpack("f", struct.pack("i", bits))[0]
+
+
+def _look(seq: Sequence, until: int, eos_token_ids: frozenset[int]) -> End | None:
+    """Apply the stop conditions to output tokens up to `until` that were not looked at; forced ones never stop."""
+    params = seq.request.params
+    while seq.checked < until:
+        position = seq.checked
+        token = seq.tokens[seq.num_prompt + position]
+        seq.checked += 1
+        if seq.splitter is not None:
+            seq.splitter.push(token)
+        forced = seq.forced[position]
+        if token in seq.end_ids and not forced:
+            by_eos = token in eos_token_ids and not params.ignore_eos and seq.thinking is None
+            _cut(seq)
+            return _end_by_token(seq, token, None if by_eos else token)
+        if seq.text is not None and (matched := _grow_text(seq, token, forced)):
+            _cut(seq)
+            return End("stop", matched)
+    return None
+
+
+def _cut(seq: Sequence) -> None:
+    """Drop what was generated while a stop condition's token was held back."""
+    surplus = seq.num_output - seq.checked
+    if surplus:
+        seq.drop_last(surplus)
+        cut_thinking(seq)
+
+
+def _end_by_token(seq: Sequence, token: int, stop_reason: int | None) -> End:
+    if seq.text is not None and seq.request.params.include_stop_str_in_output:
+        seq.text.push(token)
+    return End("stop", stop_reason)
+
+
+def _grow_text(seq: Sequence, token: int, forced: bool) -> str | None:
+    """Add a token's text. Returns the stop string that it completed, after cutting the text there."""
+    text, params = seq.text, seq.request.params
+    assert text is not None
+    before = len(text.text)
+    text.push(token)
+    if forced or seq.checked < params.min_tokens:
+        seq.stop_floor = len(text.text)
+        return None
+    found = None
+    for stop in params.stop_strings:
+        at = text.text.find(stop, max(seq.stop_floor, before - len(stop) + 1))
+        if at >= 0 and (found is None or at < found[0]):
+            found = (at, stop)
+    if found is None:
+        return None
+    text.cut(found[0] + (len(found[1]) if params.include_stop_str_in_output else 0))
+    return found[1]
