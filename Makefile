@@ -17,9 +17,11 @@ demo: $(VENV)/demo.stamp  ## install, then run a small reasoning model over a ra
 
 test: lint  ## install, lint, type-check, then every test but the slow ones
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 test-long: lint  ## the same with the slow tests; S1ENGINE_TEST_DATA names the folder of evaluation data
 	$(BIN)/python -m pytest -m ""
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "" tests/triton
 
 # mypy sees `kernels`, `train` and `bench` under `s1engine` through links, as an installed wheel has them.
 lint: $(VENV)/dev.stamp  ## ruff and mypy

@@ -259,7 +259,8 @@ def builds(shape: ModelShape, block_size: int = 16) -> list[Build]:
             },
             aligned=frozenset(caches | tables | partials | {"block_stride": ""}),
             options={"enable_fp_fusion": False},
-            **DECODE_OPTIONS,
+            num_warps=DECODE_OPTIONS["num_warps"],
+            num_stages=DECODE_OPTIONS["num_stages"],
         ),
         Build(
             name="attention decode combine",
@@ -268,6 +269,7 @@ def builds(shape: ModelShape, block_size: int = 16) -> list[Build]:
             constexprs=constants | {"SPLITS": COMBINE_SPLITS},
             aligned=frozenset({"split_start", "out"} | set(partials)),
             options={"enable_fp_fusion": False},
-            **COMBINE_OPTIONS,
+            num_warps=COMBINE_OPTIONS["num_warps"],
+            num_stages=COMBINE_OPTIONS["num_stages"],
         ),
     ]

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import sampler_decide_triton, sampler_scores_triton
+from s1engine.kernels import sampler_decide_triton, sampler_scores_triton, sampler_truncation_triton
 from s1engine.kernels.logit_edits_triton import raw_logits
-from s1engine.kernels.sampler_decide_triton import decide, groups_block
+from s1engine.kernels.sampler_decide_triton import decide
 from s1engine.kernels.sampler_redraw_triton import redraw_tiles, tiles_block
 from s1engine.kernels.sampler_scores_triton import GROUP, TILE_COLUMNS, score_tiles
+from s1engine.kernels.sampler_truncation_triton import groups_block
 from s1engine.kernels.slot_layout import FIELD_WIDTH, RESULT_WIDTH, Field, Result
 from s1engine.kernels.triton_build import Build, ModelShape
 
@@ -139,8 +140,8 @@ def sample_slots(
         max_rows=results.size(1),
         TILES_BLOCK=tile_sizes["TILES_BLOCK"],
         GROUPS_BLOCK=groups_block(vocab),
-        SEARCH_GROUPS=sampler_decide_triton.SEARCH_GROUPS,
-        SWEEP_GROUPS=sampler_decide_triton.SWEEP_GROUPS,
+        SEARCH_GROUPS=sampler_truncation_triton.SEARCH_GROUPS,
+        SWEEP_GROUPS=sampler_truncation_triton.SWEEP_GROUPS,
         **{**options, "num_warps": sampler_decide_triton.WARPS},
     )
     if with_logprobs:

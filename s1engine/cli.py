@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     env.add_argument("--json", action="store_true", help="print one JSON object")
     env.epilog = "example: s1engine env"
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(dest="bench", required=True)
-    throughput = _add(bench, "throughput", "output tokens per second, beside transformers and the floor", _throughput)
+    throughput = bench.add_parser("throughput", help="output tokens per second, beside transformers and the floor")
+    kernels = bench.add_parser("kernels", help="time of each kernel of a decode step, and its share of the floor")
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["bench"]:  # its options come from modules that take a second to import
-        _bench_parser(throughput)
+        _bench_parsers(throughput, kernels)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -44,6 +45,7 @@ def _add(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace]
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model folder or hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--max-model-len", type=int, help="context, in tokens")
     parser.add_argument("--thinking-format", default="auto", help="auto, s1, deepseek-r1 or qwen3")
@@ -82,10 +84,14 @@ def _chat_parser(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bench_parser(parser: argparse.ArgumentParser) -> None:
-    from s1engine.bench.speed.throughput import add_arguments
+def _bench_parsers(throughput: argparse.ArgumentParser, kernels: argparse.ArgumentParser) -> None:
+    from s1engine.bench.speed import kernels as kernel_bench
+    from s1engine.bench.speed import throughput as throughput_bench
 
-    add_arguments(parser)
+    throughput_bench.add_arguments(throughput)
+    throughput.set_defaults(run=throughput_bench.run)
+    kernel_bench.add_arguments(kernels)
+    kernels.set_defaults(run=kernel_bench.run)
 
 
 def _llm_and_params(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -114,6 +120,7 @@ def _llm_and_params(args: argparse.Namespace) -> tuple[Any, Any]:
     )
     llm = LLM(
         args.model,
+        device=args.device,
         dtype=args.dtype,
         max_model_len=args.max_model_len,
         thinking_format=args.thinking_format,
@@ -176,12 +183,6 @@ def marked_text(tokenizer: Any, token_ids: list[int], forced: list[bool]) -> str
             parts.append(f"{DIM}{text}{RESET}" if forced[start] else text)
             start = end
     return "".join(parts)
-
-
-def _throughput(args: argparse.Namespace) -> int:
-    from s1engine.bench.speed.throughput import run
-
-    return run(args)
 
 
 def _env(args: argparse.Namespace) -> int:

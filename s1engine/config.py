@@ -21,6 +21,8 @@ class EngineConfig:
     block_size               tokens a KV block holds
     kv_cache_memory          bytes for the KV cache; None: enough for max_num_seqs full contexts, at most
                              `gpu_memory_utilization` of the memory that is free and, on a CPU, at most 4 GiB
+    attention_backend        "auto"; on a GPU "triton", or "flash-attn" for prompts (needs block_size % 256 == 0; "auto"
+                             takes it where it can); on a CPU "torch", or "triton": the GPU's path, to test it
     deterministic            a request gives the same tokens whatever else is in the batch and however it is chunked
 
     Raises ValueError that names the field, the value and what would be valid.

@@ -16,16 +16,17 @@ from s1engine.thinking.stepper import implementation
 def environment() -> dict[str, str]:
     """Versions, devices and which implementations are in use, in words."""
     packages = ("transformers", "safetensors", "numpy", "triton", "flash-attn")
+    on_gpu = torch.cuda.is_available()
     return {
         "s1engine": s1engine.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: _version(name) for name in packages},
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
-        "gpu": _gpu(),
-        "device": "cpu",
-        "attention": "torch",
-        "thinking machine": implementation(),
+        "gpu": _gpu() if on_gpu else "none",
+        "device": "cuda" if on_gpu else "cpu",
+        "attention": "triton; flash-attn for prompts where block_size allows" if on_gpu else "torch",
+        "thinking machine": "triton" if on_gpu else implementation(),
     }
 
 
@@ -37,6 +38,6 @@ def _version(package: str) -> str:
 
 
 def _gpu() -> str:
-    if not torch.cuda.is_available():
-        return "none"
-    return f"{torch.cuda.get_device_name()} (not used: this version decodes on the CPU)"
+    properties = torch.cuda.get_device_properties(0)
+    capability = f"{properties.major}.{properties.minor}"
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"

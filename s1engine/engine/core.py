@@ -170,7 +170,9 @@ class EngineCore:
     def _register(self, seq: Sequence) -> None:
         """Enter its final blocks in the prefix cache. The newest token's keys and values may not exist yet."""
         assert seq.table is not None
-        self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known - max(seq.held, 1)))
+        final = min(seq.computed, seq.known - max(seq.held, 1))
+        if final >= (seq.table.num_registered + 1) * self.kv.block_size:
+            self.kv.register(seq.table, seq.tokens, final)
 
     def _fork(self, leader: Sequence) -> None:
         """Let the other samples share the leader's prompt; each computes the last prompt token itself, and samples."""

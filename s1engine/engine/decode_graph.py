@@ -23,7 +23,7 @@ class DecodeGraphs:
     """Runs `step(size, variant)`, captured where the device can.
 
     step     enqueues a decode step of `size` rows; variant says which optional kernels it has
-    warm_up  called before and after a capture's trial runs, which must leave no trace
+    max_rows the largest size
     """
 
     def __init__(self, step: Callable[[int, Any], None], max_rows: int, device: torch.device) -> None:
@@ -34,25 +34,28 @@ class DecodeGraphs:
         self._pool: Any = None
 
     def size_for(self, rows: int) -> int:
+        """The number of rows that `rows` are rounded up to."""
         return next(size for size in self.sizes if size >= rows)
 
-    def capture(self, variant: Any) -> None:
-        """Capture all sizes. The rows must all be padding: a kernel is run once before it is captured."""
-        if self._device.type != "cuda":
-            return
-        for size in tqdm(self.sizes[::-1], desc="capture", unit="graph", leave=False, disable=None):
-            self._capture(size, variant)
-
-    def has(self, variant: Any) -> bool:
-        return self._device.type != "cuda" or (self.sizes[0], variant) in self._graphs
+    def lacks(self, size: int, variant: Any) -> bool:
+        """Whether that step has to be captured before it can be replayed."""
+        return self._device.type == "cuda" and (size, variant) not in self._graphs
 
     def replay(self, size: int, variant: Any) -> None:
-        if self._device.type != "cuda":
-            self._step(size, variant)
-        else:
+        if self._device.type == "cuda":
             self._graphs[size, variant].replay()
+        else:
+            self._step(size, variant)
 
-    def _capture(self, size: int, variant: Any) -> None:
+    def capture_all(self, variant: Any) -> None:
+        """Capture every size, the largest first: the smaller ones find room in its memory."""
+        if self._device.type == "cuda":
+            for size in tqdm(self.sizes[::-1], desc="capture", unit="graph", leave=False, disable=None):
+                self.capture(size, variant)
+
+    @torch.inference_mode()
+    def capture(self, size: int, variant: Any) -> None:
+        """Capture one step, after running it once. Its rows must all be padding: then that leaves no trace."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):

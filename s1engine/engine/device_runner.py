@@ -6,6 +6,7 @@ looks at them a launch later. A decode step needs nothing else from it, so sever
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.kernels import slot_reference
 from s1engine.kernels.attention_prefill_triton import FAST_ROWS, plan_prefill_tiles, query_tokens_per_tile
 from s1engine.kernels.attention_triton import DECODE_ROWS, SPLIT_KEYS, decode_workspace
-from s1engine.kernels.decode_inputs_triton import allocate, build_decode_inputs
+from s1engine.kernels.decode_inputs_triton import MAX_ROWS, allocate, build_decode_inputs
 from s1engine.kernels.registry import INTERPRETED
 from s1engine.kernels.sampler_triton import sample_slots, sampler_workspace
 from s1engine.kernels.slot_layout import RESULT_WIDTH, Field
@@ -30,8 +31,13 @@ from s1engine.models import CausalLM
 from s1engine.models.batch import SlotBatch
 from s1engine.outputs import Logprob
 
+logger = logging.getLogger(__name__)
+
 # Decode steps launched in a row where no row can end: the host is then asked for nothing for about that many steps.
 MAX_REPLAYS = 8
+
+
+__all__ = ["MAX_REPLAYS", "MAX_ROWS", "DeviceRunner"]
 
 
 class Variant(NamedTuple):
@@ -111,10 +117,12 @@ class DeviceRunner:
         self._decoding: list[int] = []  # what `_rows` holds
         # On a CPU without the interpreter, PyTorch references stand in for the kernels.
         triton = device.type == "cuda" or INTERPRETED
+        if not triton:
+            logger.warning("without TRITON_INTERPRET=1 PyTorch references stand in for the Triton kernels on a CPU")
         self._build_inputs = build_decode_inputs if triton else slot_reference.build_decode_inputs
         self._sample_slots = sample_slots if triton else slot_reference.sample_slots
         self.graphs = DecodeGraphs(self._decode_step, rows, device)
-        self.graphs.capture(Variant())
+        self.graphs.capture_all(Variant())
 
     def needs_host(self, seq: Sequence) -> bool:
         return needs_host(seq)
@@ -147,10 +155,10 @@ class DeviceRunner:
             logits = self._decode_logits(size)[: len(seqs)]
             return self._sample_with_host(logits, seqs, self._rows[: len(seqs)], 0)
         variant = self._variant(seqs)
-        if not self.graphs.has(variant):
+        if self.graphs.lacks(size, variant):
             self._decoding = []
             self._rows.fill_(-1)
-            self.graphs.capture(variant)
+            self.graphs.capture(size, variant)
             return self._decode(seqs, replays)
         for _ in range(replays):
             self.graphs.replay(size, variant)

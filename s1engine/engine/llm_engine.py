@@ -108,8 +108,11 @@ class LLMEngine:
         if self.device.type == "cpu" and config.attention_backend != "triton":
             return TorchRunner(self.model, storage, SlotTable(*size), valid), 1
         # Imported here: a CPU does not wait for Triton.
-        from s1engine.engine.device_runner import MAX_REPLAYS, DeviceRunner
+        from s1engine.engine.device_runner import MAX_REPLAYS, MAX_ROWS, DeviceRunner
         from s1engine.engine.device_slots import DeviceSlotTable
+
+        if config.max_num_seqs > MAX_ROWS:
+            raise ValueError(f"max_num_seqs={config.max_num_seqs}: a step on a GPU has at most {MAX_ROWS} rows")
 
         slots = DeviceSlotTable(*size, model.vocab_size, self.device)
         flash = use_flash(config, model.dtype, self.device)

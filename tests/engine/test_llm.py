@@ -131,6 +131,12 @@ def test_bad_parameters(field: str, value: object) -> None:
         SamplingParams(**{field: value})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(model_folder: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="device='cuda': torch sees no GPU"):
+        LLM(str(model_folder("qwen2")), device="cuda")
+
+
 def test_bad_settings(model_folder: Callable[..., Path]) -> None:
     folder = str(model_folder("qwen2"))
     for field, value in {
@@ -147,6 +153,11 @@ def test_bad_settings(model_folder: Callable[..., Path]) -> None:
     }.items():
         with pytest.raises(ValueError, match=field):
             LLM(folder, **{field: value})
+    for backend in ("flash-attn", "magic"):
+        with pytest.raises(ValueError, match=f"attention_backend='{backend}'"):
+            LLM(folder, device="cpu", attention_backend=backend)
+    with pytest.raises(ValueError, match="max_num_seqs=2000"):
+        LLM(folder, device="cpu", attention_backend="triton", max_num_seqs=2000, kv_cache_memory=2**20)
     with pytest.raises(ValueError, match="max_model_len=400: the KV cache holds"):
         LLM(folder, max_model_len=400, kv_cache_memory=2**16)
     with pytest.raises(TypeError, match="swap_space"):

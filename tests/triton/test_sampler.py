@@ -10,7 +10,7 @@ import triton.language as tl
 from sampler_slots import Slots
 from torch import Tensor
 
-from s1engine.kernels import sampler_decide_triton, sampler_scores_triton
+from s1engine.kernels import sampler_scores_triton, sampler_truncation_triton
 from s1engine.kernels.philox import gumbel as reference_gumbel
 from s1engine.kernels.philox import gumbel_noise as reference_noise
 from s1engine.kernels.sampler import SamplingBatch, sample
@@ -26,8 +26,8 @@ def many_tiles(real_sizes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter a small vocabulary has several tiles, and its groups take several rounds."""
     if not real_sizes:
         monkeypatch.setattr(sampler_scores_triton, "TILE", 512)
-        monkeypatch.setattr(sampler_decide_triton, "SEARCH_GROUPS", 8)
-        monkeypatch.setattr(sampler_decide_triton, "SWEEP_GROUPS", 4)
+        monkeypatch.setattr(sampler_truncation_triton, "SEARCH_GROUPS", 8)
+        monkeypatch.setattr(sampler_truncation_triton, "SWEEP_GROUPS", 4)
 
 
 def batch_of(slots: Slots, rows: int) -> SamplingBatch:
