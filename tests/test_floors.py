@@ -48,7 +48,7 @@ FLOORS: dict[str, set[str]] = {
 }
 # The command line reaches these inside its commands: importing them at its top would load them for `s1engine --help`.
 LAZY_FROM_CLI = {"s1engine.train", "s1engine.bench"}
-KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
+KERNEL_LIBRARIES = {"torch", "numpy", "triton", "flash_attn"}
 # Top-level names that the working directory would offer by accident.
 FOLDERS_NOT_PACKAGES = {"kernels", "train", "bench", "csrc", "tests"}
 

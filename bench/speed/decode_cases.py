@@ -13,6 +13,8 @@ from s1engine.kernels.rope import rope
 from s1engine.kernels.sampler import SamplingBatch, sample
 from s1engine.kernels.slot_layout import MAX_BIASES, RESULT_WIDTH
 
+# Standard deviation of the logits: large enough that some ten tokens hold 95 % of the probability, as in models.
+SPREAD = 8
 # Temperature, top-p and whether a thinking budget is held to, of the samplers that are measured.
 SAMPLERS = {
     "sampler, greedy": (0.0, 1.0, False),
@@ -33,9 +35,11 @@ def decode_cases(step: Step) -> list[Case]:
 
 
 def _inputs(step: Step) -> Case:
+    module, split_keys = step.module("decode_inputs"), step.module("attention").SPLIT_KEYS
+    splits = -(-step.context // split_keys)
+
     def make() -> Launch:
-        module, split_keys = step.module("decode_inputs"), step.module("attention").SPLIT_KEYS
-        inputs = module.allocate(step.batch, -(-step.context // split_keys), step.device)
+        inputs = module.allocate(step.batch, splits, step.device)
         rows, fields, tables = step.slots(), step.fields(), step.block_tables()
         tokens, counter = step.full(step.batch, step.context), step.full(1, value=-1)
 
@@ -45,7 +49,8 @@ def _inputs(step: Step) -> Case:
 
         return launch
 
-    return Case(kernel="decode_inputs", num_bytes=step.batch * (4 * 5 + 8 * 3 + 4 * 2), operations=0, make=make)
+    read, written = 5 * 4, 3 * 8 + 2 * 4 + splits * 8
+    return Case(kernel="decode_inputs", num_bytes=step.batch * (read + written), operations=0, make=make)
 
 
 def _norms(step: Step) -> tuple[Case, Case]:
@@ -107,13 +112,10 @@ def _rope(step: Step) -> list[Case]:
         return keys, values, torch.randperm(batch, device=step.device)
 
     def make_both() -> Launch:
-        module, x, rotary = (
-            step.module("rope"),
-            qkv(),
-            step.normal(step.context, 2, shape.head_dim // 2, dtype=torch.float),
-        )
+        module, x, where = step.module("rope"), qkv(), cache()
+        rotary = step.normal(batch, 2, shape.head_dim // 2, dtype=torch.float32)
+        positions = torch.randperm(batch, device=step.device)
         norms = (step.normal(shape.head_dim), step.normal(shape.head_dim)) if shape.qk_norm else (None, None)
-        positions, where = step.full(batch, value=step.context - 1, dtype=torch.int64), cache()
         return lambda: module.rope_store_kv(x, rotary, positions, *norms, EPS, *where)
 
     def make_rope() -> Launch:
@@ -147,39 +149,33 @@ def _attention(step: Step) -> Case:
     shape, batch, context = step.shape, step.batch, step.context
     scale = shape.head_dim**-0.5
 
+    def queries() -> Tensor:
+        return step.normal(batch, shape.heads, shape.head_dim)
+
     def make_triton() -> Launch:
         module, inputs = step.module("attention"), step.module("decode_inputs")
         splits = -(-context // module.SPLIT_KEYS)
-        q, caches, tables, rows = (
-            step.normal(batch, shape.heads, shape.head_dim),
-            step.caches(),
-            step.block_tables(),
-            step.slots(),
-        )
-        tokens, counter, made = step.full(batch, context), step.full(1), inputs.allocate(batch, splits, step.device)
-        fields = step.fields()
+        q, caches, tables = queries(), step.caches(), step.block_tables()
+        rows, fields, tokens, counter = step.slots(), step.fields(), step.full(batch, context), step.full(1)
+        made = inputs.allocate(batch, splits, step.device)
         inputs.build_decode_inputs(rows, fields, tokens, tables, BLOCK_SIZE, made, counter, module.SPLIT_KEYS)
         workspace = module.decode_workspace(batch * splits, shape.heads, shape.head_dim, step.device)
         where = (tables, rows, made.context_lens, made.split_start, made.work, workspace)
         return lambda: module.paged_attention_decode(q, *caches, *where, scale)
 
     def make_torch() -> Launch:
-        q, (k_cache, v_cache), tables = (
-            step.normal(batch, shape.heads, shape.head_dim),
-            step.caches(),
-            step.block_tables(),
-        )
+        q, (k_cache, v_cache), tables = queries(), step.caches(), step.block_tables()
         starts, contexts = list(range(batch + 1)), [context] * batch
         plan = plan_attention(tables, starts, contexts, batch, k_cache)
         workspace = step.normal(2, workspace_rows(plan, BLOCK_SIZE), shape.kv_heads, shape.head_dim)
         where = (tables, torch.tensor(starts, dtype=torch.int32), torch.tensor(contexts, dtype=torch.int32))
         return lambda: paged_attention(q, k_cache, v_cache, *where, plan, workspace, scale)
 
-    queries, keys = shape.heads * shape.head_dim, context * shape.kv_heads * shape.head_dim
+    width, keys = shape.heads * shape.head_dim, context * shape.kv_heads * shape.head_dim
     return Case(
         kernel="attention",
-        num_bytes=batch * (2 * (queries + keys) * step.dtype.itemsize + 4 * step.blocks),
-        operations=batch * 4 * queries * context,
+        num_bytes=batch * (2 * (width + keys) * step.dtype.itemsize + 4 * step.blocks),
+        operations=batch * 4 * width * context,
         make=make_triton if step.triton else make_torch,
     )
 
@@ -209,7 +205,7 @@ def _sampler(step: Step, name: str, temperature: float, top_p: float, budget: bo
             bias_ids=step.full(batch, MAX_BIASES),
             bias_values=step.normal(batch, MAX_BIASES, dtype=torch.float32),
         )
-        logits, rows, counter = 4 * step.normal(batch, vocab), step.slots(), step.full(1)
+        logits, rows, counter = SPREAD * step.normal(batch, vocab), step.slots(), step.full(1)
         workspace = module.sampler_workspace(batch, vocab, step.device)
         results = step.full(1, batch, RESULT_WIDTH)
 
@@ -220,7 +216,7 @@ def _sampler(step: Step, name: str, temperature: float, top_p: float, budget: bo
         return launch
 
     def make_torch() -> Launch:
-        logits = 4 * step.normal(batch, vocab, dtype=torch.float32)
+        logits = SPREAD * step.normal(batch, vocab, dtype=torch.float32)
         rows = torch.arange(batch)
         how = SamplingBatch(
             temperature=torch.full((batch,), temperature),

@@ -64,8 +64,8 @@ class Step:
     def normal(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(size, dtype=dtype or self.dtype, device=self.device).normal_()
 
-    def full(self, *size: int, value: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.full(size, value, dtype=dtype, device=self.device)
+    def full(self, *size: int, value: int = 0) -> Tensor:
+        return torch.full(size, value, dtype=torch.int32, device=self.device)
 
     def slots(self) -> Tensor:
         return torch.arange(self.batch, dtype=torch.int32, device=self.device)

@@ -1,9 +1,9 @@
 """Time of each kernel of a decode step alone, and its share of the machine's floor, measured in the same run.
 
 The floor is the bytes that a kernel must read and write over the memory bandwidth, or its operations over the rate of a
-large matrix product, whichever takes longer. Inputs are many sets that take turns, so that they come from memory rather
-than from the cache; only kernels of a few kilobytes, whose time is that of a launch, still find them there. On a GPU
-launches are replayed from a CUDA graph and the time is the median; on a CPU it is the least.
+large matrix product, whichever takes longer. Sets of inputs take turns, so that they come from memory rather than from
+the cache; only the smallest kernels, whose time is that of a launch, still find them there. On a GPU launches are
+replayed from a CUDA graph, and the time is the median; on a CPU it is the least.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 WARM_UPS = 2
 GRAPH_LAUNCHES = 32  # at least, so that the start of a replay does not count
-MAX_SETS = 64
+MAX_SETS = 256
 CPU_CACHE_BYTES = 64 << 20
 CPU_SECONDS = 2.0  # after which a kernel is not measured again
 

@@ -1,8 +1,10 @@
-"""Output tokens per second, beside transformers' `generate` and the machine's floor, interleaved in one run.
+"""Output tokens per second, beside transformers and the machine's floor, interleaved in one run.
 
-Both engines load the same folder and get the same token ids: `batch` prompts of `prompt_len` tokens, `new_tokens`
-each, greedy, EOS ignored. Times include prefill. They take turns, and the ratio is taken turn by turn, since a shared
-machine's speed drifts.
+All engines load the same folder and get the same token ids; EOS is ignored and times include prefill. They take turns,
+and ratios are taken turn by turn, since a shared machine's speed drifts.
+
+    uniform  `batch` prompts of `prompt-len` tokens, `new-tokens` each, greedy
+    nano     that of nano-vllm's bench.py: 256 requests, 142,827 tokens in and 133,966 out, temperature 0.6
 """
 
 from __future__ import annotations
@@ -14,16 +16,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from s1engine import LLM, SamplingParams
+from s1engine import LLM, SamplingParams, ThinkingBudget, ThinkingFormat
 from s1engine.bench.speed import machine
+from s1engine.bench.speed.floor import Rates, Sizes, model_sizes, run_seconds
+from s1engine.bench.speed.peers import PEERS, load_peer
 from s1engine.bench.speed.shapes import SHAPES, make_model
+from s1engine.bench.speed.workloads import Workload, nano, uniform
+from s1engine.thinking import Trigger
 
 EXAMPLE = "example: s1engine bench throughput --shape qwen2.5-0.5b --batch 1 32 --repeats 3"
+BLOCK_SIZE = 16
+NANO_MODEL_LEN = 4096
+WARM_UP_TOKENS = 17  # a first token, and decode steps that may follow each other unseen
+
+# Thinking that the prompt opens and that never ends: an end is replaced, so that the machine counts every token.
+OPENED, END = 1, 2
+FORMAT = ThinkingFormat(start=(OPENED,), triggers=(Trigger((END,), (END,)),), forced_close=(END,))
+BUDGET = ThinkingBudget(max_tokens=2**30, min_tokens=2**30, extensions=((OPENED,),), format=FORMAT)
+
+Engine = Callable[[Workload], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What takes turns with itself: `label` names it in the table, draw(turn) makes its requests."""
+
+    label: int
+    draw: Callable[[int], Workload]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,142 +61,253 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b", help="random weights at a real shape"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="prompts at a time")
-    parser.add_argument("--prompt-len", type=int, default=128, help="tokens a prompt")
-    parser.add_argument("--new-tokens", type=int, default=128, help="tokens generated per prompt")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--attention-backend", default="auto", help="of s1engine; see EngineConfig")
+    parser.add_argument("--workload", choices=("uniform", "nano"), default="uniform")
+    parser.add_argument("--scale", type=float, default=1.0, help="nano: this part of its requests")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="uniform: prompts at a time")
+    parser.add_argument("--prompt-len", type=int, default=128, help="uniform: tokens a prompt")
+    parser.add_argument("--new-tokens", type=int, default=128, help="uniform: tokens generated per prompt")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each engine")
+    parser.add_argument("--budget", action="store_true", help="s1engine with a thinking budget on every row as well")
+    parser.add_argument("--deterministic", action="store_true", help="s1engine with deterministic=True as well")
+    parser.add_argument(
+        "--peer", choices=sorted(PEERS), nargs="+", help="of transformers; default: continuous on a GPU, else generate"
+    )
     parser.add_argument("--no-peer", action="store_true", help="do not run transformers")
+    parser.add_argument("--peer-limit", type=float, help="give a peer up whose turn takes more seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.model:
-        return _run(args, args.model)
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"writing random weights of {args.shape} …", file=sys.stderr)
-        return _run(args, str(make_model(args.shape, Path(folder), getattr(torch, args.dtype))))
-
-
-def _run(args: argparse.Namespace, model: str) -> int:
-    dtype = getattr(torch, args.dtype)
-    bandwidth, rate = machine.read_bandwidth(), machine.matmul_rate(dtype)
-    engines: dict[str, Callable[[list[list[int]], int], Any]] = {}
-    memory: dict[str, int] = {}
-    for name in ("s1engine",) if args.no_peer else ("s1engine", "transformers"):
-        before = machine.resident_memory()
-        engines[name] = _ours(model, args) if name == "s1engine" else _transformers(model, dtype)
-        memory[name] = machine.resident_memory() - before
-    shape = _shape(model)
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for batch in args.batch:
-        times: dict[str, list[float]] = {name: [] for name in engines}
-        for engine in engines.values():
-            engine(_prompts(generator, batch, args.prompt_len, shape), 2)  # warm-up
-        for turn in range(args.repeats):
-            prompts = _prompts(generator, batch, args.prompt_len, shape)
-            order = list(engines.items())
-            for name, engine in order if turn % 2 == 0 else order[::-1]:
-                start = time.perf_counter()
-                engine(prompts, args.new_tokens)
-                times[name].append(time.perf_counter() - start)
-                print(f"batch {batch}, turn {turn + 1}/{args.repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
-        floor = floor_seconds(shape, batch, args.prompt_len, args.new_tokens, dtype, bandwidth, rate)
-        for name in engines:
-            seconds = statistics.median(times[name])
-            ratios = [other / own for own, other in zip(times["s1engine"], times[name], strict=True)]
-            rows.append(
-                {
-                    "batch": batch,
-                    "engine": name,
-                    "tokens_per_second": batch * args.new_tokens / seconds,
-                    "share_of_floor": floor / seconds,
-                    "s1engine_speedup": statistics.median(ratios),
-                    "seconds": times[name],
-                }
-            )
-    print(f"{'batch':>5} {'engine':<13} {'tok/s':>8} {'of floor':>9} {'s1engine is':>12}")
-    for row in rows:
-        print(
-            f"{row['batch']:>5} {row['engine']:<13} {row['tokens_per_second']:>8.1f} {row['share_of_floor']:>8.0%} "
-            f"{row['s1engine_speedup']:>10.2f} x"
-        )
-    print(
-        f"floor: weights and KV cache read at {bandwidth / 1e9:.1f} GB/s, operations at {rate / 1e9:.0f} GFLOP/s, both "
-        "measured just before"
-    )
-    print("in memory after loading: " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items()))
+    report = measure(args)
+    print(table(report))
     if args.json:
-        report = {
-            "rows": rows,
-            "read_bytes_per_second": bandwidth,
-            "operations_per_second": rate,
-            "args": {k: v for k, v in vars(args).items() if k != "run"},
-        }
-        report |= {"machine": machine.describe(), "loaded_bytes": memory}
         print(json.dumps(report, default=str))
     return 0
 
 
-def floor_seconds(
-    shape: dict[str, int], batch: int, prompt: int, new: int, dtype: torch.dtype, bandwidth: float, rate: float
-) -> float:
-    """Least time for the whole run: each step reads the weights and the KV cache, and multiplies by the weights."""
-    prefill = max(shape["weights"] * dtype.itemsize / bandwidth, 2 * shape["body"] * batch * prompt / rate)
-    seconds = prefill
-    for position in range(prompt + 1, prompt + new):
-        num_bytes = (shape["weights"] + batch * position * shape["kv"]) * dtype.itemsize
-        seconds += max(num_bytes / bandwidth, 2 * shape["weights"] * batch / rate)
-    return seconds
+def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None] = lambda report: None) -> dict[str, Any]:
+    """Run everything. keep: called with the report as it grows. Raises ValueError for arguments that cannot be."""
+    for name in ("repeats", "prompt_len", "new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if min(args.batch) < 1:
+        raise ValueError(f"--batch {min(args.batch)}: must be at least 1")
+    if not 0 < args.scale <= 1:
+        raise ValueError(f"--scale {args.scale}: must be above 0 and at most 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU")
+    with ExitStack() as stack:
+        model = args.model
+        if not model:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            print(f"writing random weights of {args.shape} …", file=sys.stderr)
+            model = str(make_model(args.shape, folder, getattr(torch, args.dtype)))
+        return _measure(args, model, keep, stack)
 
 
-def _shape(model: str) -> dict[str, int]:
-    """Numbers of weights read in a step, of those outside the LM head, of KV values per token, and the vocabulary."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _measure(
+    args: argparse.Namespace, model: str, keep: Callable[[dict[str, Any]], None], stack: ExitStack
+) -> dict[str, Any]:
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, args.dtype)
+    sizes = model_sizes(model)
+    rates = Rates(bandwidth=machine.read_bandwidth(device), operations=machine.matmul_rate(dtype, device))
+    settings = _settings(args, sizes)
+    warm_ups = [setting.draw(-1) for setting in settings]
+    report: dict[str, Any] = {
+        "rows": [],
+        "notes": [],
+        "loaded_bytes": {},
+        "read_bytes_per_second": rates.bandwidth,
+        "operations_per_second": rates.operations,
+        "args": {k: v for k, v in vars(args).items() if k != "run"},
+        "device": device.type,
+        "machine": machine.describe(),
+    }
+    engines = _ours(args, model, sizes, dtype, device, warm_ups, report["loaded_bytes"])
+    peers = list(args.peer or ["continuous" if device.type == "cuda" else "generate"])
+    for name in [] if args.no_peer else peers:
+        try:
+            before = _loaded(device)
+            peer = load_peer(name, model, dtype, device, warm_ups, args.peer_limit, stack)
+            report["loaded_bytes"][peer.name] = _loaded(device) - before
+            for workload in warm_ups:
+                peer(workload.warm_up(2))
+        except Exception as error:  # the peer's trouble must not cost our own numbers
+            report["notes"].append(f"transformers, {name}: {type(error).__name__}: {error}")
+            if device.type == "cuda" and name == "continuous" and "generate" not in peers:
+                peers.append("generate")  # the loop goes on to it
+            continue
+        engines[peer.name] = peer
+        report["notes"].append(peer.note)
+    for setting in settings:
+        _take_turns(setting, engines, args.repeats, report, keep)
+        floor = run_seconds(sizes, setting.draw(0).lengths, dtype.itemsize, rates)
+        report["rows"] += _rows(setting, engines, floor, report["seconds"].pop(str(setting.label)))
+        keep(report)
+    del report["seconds"]
+    return report
 
-    config = AutoConfig.from_pretrained(model)
-    with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(config)
-    head = config.vocab_size * config.hidden_size
-    total = sum(p.numel() for p in net.parameters())
-    body = total - head - (0 if config.tie_word_embeddings else head)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
-    return {"weights": body + head, "body": body, "kv": kv, "vocab": config.vocab_size}
+
+def _take_turns(
+    setting: Setting,
+    engines: dict[str, Engine],
+    repeats: int,
+    report: dict[str, Any],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Fill report["seconds"][label]. A peer that fails, or is too slow, takes no further turn."""
+    times = report.setdefault("seconds", {}).setdefault(str(setting.label), {name: [] for name in engines})
+    for turn in range(repeats):
+        workload = setting.draw(turn)
+        order = list(engines.items())
+        for name, engine in order if turn % 2 == 0 else order[::-1]:
+            start = time.perf_counter()
+            try:
+                engine(workload)
+            except Exception as error:
+                if name.startswith("s1engine"):
+                    raise
+                del engines[name]
+                report["notes"].append(f"{name}: {type(error).__name__}: {error}")
+                continue
+            times[name].append(time.perf_counter() - start)
+            print(f"{setting.label} rows, turn {turn + 1}/{repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
+            keep(report)
 
 
-def _prompts(generator: torch.Generator, batch: int, length: int, shape: dict[str, int]) -> list[list[int]]:
-    return torch.randint(0, min(shape["vocab"], 100_000), (batch, length), generator=generator).tolist()
+def _rows(
+    setting: Setting, engines: dict[str, Engine], floor: float, times: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    workload = setting.draw(0)
+    rows = []
+    for name in engines:
+        seconds = statistics.median(times[name])
+        ratios = [other / own for own, other in zip(times["s1engine"], times[name], strict=True)]
+        rows.append(
+            {
+                "batch": setting.label,
+                "engine": name,
+                "tokens_per_second": workload.total_new / seconds,
+                "share_of_floor": floor / seconds,
+                "s1engine_speedup": statistics.median(ratios),
+                "milliseconds_per_step": 1000 * seconds / max(workload.new_tokens),
+                "seconds": times[name],
+            }
+        )
+    return rows
 
 
-def _ours(model: str, args: argparse.Namespace) -> Callable[[list[list[int]], int], Any]:
-    longest = args.prompt_len + args.new_tokens
-    llm = LLM(model, dtype=args.dtype, max_model_len=longest, max_num_seqs=max(args.batch), enable_prefix_caching=False)
+def table(report: dict[str, Any]) -> str:
+    lines = [f"{'batch':>5} {'engine':<23} {'tok/s':>8} {'of floor':>9} {'s1engine is':>12} {'ms/step':>8}"]
+    for row in report["rows"]:
+        lines.append(
+            f"{row['batch']:>5} {row['engine']:<23} {row['tokens_per_second']:>8.1f} {row['share_of_floor']:>8.0%} "
+            f"{row['s1engine_speedup']:>10.2f} x {row['milliseconds_per_step']:>8.2f}"
+        )
+    for row in report["rows"]:
+        if row["engine"].startswith("s1engine, "):
+            variation = row["engine"].removeprefix("s1engine, ")
+            lines.append(f"batch {row['batch']}: speed with {variation} / without: {1 / row['s1engine_speedup']:.3f}")
+    moved = "read" if report["device"] == "cpu" else "read and written"
+    lines.append(
+        f"floor: weights and KV cache {moved} at {report['read_bytes_per_second'] / 1e9:.1f} GB/s, operations at "
+        f"{report['operations_per_second'] / 1e9:.0f} GFLOP/s, both measured just before"
+    )
+    lines.append("ms/step: the whole time over the longest request's tokens; at batch 1 the latency of a token")
+    sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in report["loaded_bytes"].items())
+    return "\n".join([*lines, "in memory after loading: " + sizes, *report["notes"]])
 
-    def generate(prompts: list[list[int]], new_tokens: int) -> Any:
-        params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        assert all(len(o.outputs[0].token_ids) == new_tokens for o in outputs)
-        return outputs
 
-    return generate
+def _settings(args: argparse.Namespace, sizes: Sizes) -> list[Setting]:
+    if args.workload == "nano":
+        workload = nano(args.scale)
+        if sizes.vocab <= 10_000:
+            raise ValueError(f"--workload nano: its token ids go to 10000, the vocabulary has {sizes.vocab}")
+        return [Setting(len(workload.prompts), lambda turn: workload)]
+
+    def setting(batch: int) -> Setting:
+        # The seed of a warm-up, turn -1, is that of no turn: nobody has seen the prompts that count.
+        def draw(turn: int) -> Workload:
+            return uniform(batch, args.prompt_len, args.new_tokens, sizes.vocab, seed=1000 * batch + turn + 1)
+
+        return Setting(batch, draw)
+
+    return [setting(batch) for batch in args.batch]
 
 
-def _transformers(model: str, dtype: torch.dtype) -> Callable[[list[list[int]], int], Any]:
-    from transformers import AutoModelForCausalLM
+def _ours(
+    args: argparse.Namespace,
+    model: str,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+    warm_ups: list[Workload],
+    loaded: dict[str, int],
+) -> dict[str, Engine]:
+    """s1engine and its variations, loaded and warm. The KV cache has room for all requests, and no more."""
+    lengths = [(prompt + 1, new) for workload in warm_ups for prompt, new in workload.lengths]
+    blocks = max(sum(-(-(p + 1 + n) // BLOCK_SIZE) + 1 for p, n in workload.lengths) for workload in warm_ups)
+    longest = NANO_MODEL_LEN if args.workload == "nano" else max(prompt + new for prompt, new in lengths)
+    engines: dict[str, Engine] = {}
 
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    def load(name: str, deterministic: bool) -> LLM:
+        before = _loaded(device)
+        llm = LLM(
+            model,
+            dtype=args.dtype,
+            device=device.type,
+            max_model_len=longest,
+            max_num_seqs=max(len(workload.prompts) for workload in warm_ups),
+            block_size=BLOCK_SIZE,
+            kv_cache_memory=blocks * BLOCK_SIZE * sizes.kv * dtype.itemsize,
+            enable_prefix_caching=False,
+            attention_backend=args.attention_backend,
+            deterministic=deterministic,
+        )
+        loaded[name] = _loaded(device) - before
+        return llm
 
-    def generate(prompts: list[list[int]], new_tokens: int) -> Any:
-        ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            return net.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
+    def add(name: str, llm: LLM, budget: bool = False) -> None:
+        def generate(workload: Workload) -> None:
+            run_ours(llm, workload, budget)
 
-    return generate
+        engines[name] = generate
+        for workload in warm_ups:
+            generate(workload.warm_up(WARM_UP_TOKENS))
+
+    llm = load("s1engine", False)
+    add("s1engine", llm)
+    if args.budget:
+        add("s1engine, budget", llm, budget=True)
+    if args.deterministic:
+        add("s1engine, deterministic", load("s1engine, deterministic", True))
+    return engines
+
+
+def run_ours(llm: LLM, workload: Workload, budget: bool = False) -> None:
+    """Generate the workload; with a budget the prompts are opened by a token more, and every token is counted.
+
+    Raises RuntimeError where a request has other than its tokens.
+    """
+    prompts = [[*prompt, OPENED] for prompt in workload.prompts] if budget else workload.prompts
+    params = [
+        SamplingParams(
+            temperature=workload.temperature, max_tokens=new, ignore_eos=True, thinking=BUDGET if budget else None
+        )
+        for new in workload.new_tokens
+    ]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    for output, new in zip(outputs, workload.new_tokens, strict=True):
+        completion = output.outputs[0]
+        if len(completion.token_ids) != new:
+            raise RuntimeError(f"a request of {new} tokens has {len(completion.token_ids)}")
+        if budget and (completion.thinking is None or completion.thinking.num_tokens != new):
+            raise RuntimeError(f"a request of {new} thinking tokens has {completion.thinking}")
+
+
+def _loaded(device: torch.device) -> int:
+    """Bytes that this process holds on the device."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else machine.resident_memory()
