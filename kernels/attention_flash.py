@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -11,10 +11,14 @@ from torch import Tensor
 PAGE_MULTIPLE = 256
 
 
-def unusable_because(block_size: int, dtype: torch.dtype) -> str | None:
+def unusable_because(block_size: int, head_dim: int, dtype: torch.dtype) -> str | None:
     """Why prompts cannot be attended by flash-attn here; None where they can."""
-    if find_spec("flash_attn") is None:
-        return "the package flash-attn is not installed"
+    try:
+        import_module("flash_attn")
+    except Exception as error:  # one that was built for another torch raises anything
+        return f"the package flash-attn cannot be imported ({error})"
+    if head_dim % 8 or head_dim > 256:
+        return f"it has no kernels for head_dim={head_dim}"
     if block_size % PAGE_MULTIPLE:
         return f"block_size={block_size} is not a multiple of {PAGE_MULTIPLE}"
     if dtype not in (torch.bfloat16, torch.float16):

@@ -84,6 +84,10 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool)
     return out[:rows]
 
 
+# Bounds the products of a probe.
+_PROBED_ELEMENTS = 1 << 27
+
+
 def fix_cuda_products() -> None:
     """Settings of this process under which a GPU's matrix products do not depend on the number of rows; see above.
 
@@ -91,20 +95,23 @@ def fix_cuda_products() -> None:
     """
     os.environ.update(_NO_WORKSPACE)
     torch.backends.cuda.preferred_blas_library("cublaslt")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    # (Reduced precision, splitting the inner dimension): neither is allowed.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def any_rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether products with `weight` [N, K] give a row the same bits whatever the number of rows. A probe, no proof."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(512, weight.size(1), generator=generator).to(weight.device, weight.dtype)
+    most = min(8192, max(_PROBED_ELEMENTS // weight.size(0), 512))
+    rows = torch.randn(most, weight.size(1), generator=generator).to(weight.device, weight.dtype)
     expected = _product(rows, weight, bias)
     return all(
         torch.equal(_product(rows[start : start + count], weight, bias), expected[start : start + count])
-        for count in (1, 2, 7, 16, 33, 64, 130, 256)
-        for start in (0, 512 - count)
+        for count in (1, 2, 7, 16, 33, 64, 130, 256, 512, 1000, 2048, 4096)
+        for start in (0, most - count)
+        if count <= most
     )
 
 

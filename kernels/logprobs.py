@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Tokens beyond the wanted ones that are looked at for ties.
+_SPARE = 16
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log probabilities under softmax(logits), in float32.
@@ -23,14 +26,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor, top_n: int) -> tuple[Tensor, 
     chosen = logprobs.gather(1, tokens.unsqueeze(1))
     rank = torch.count_nonzero(logprobs > chosen, dim=1) + 1
     top_n = min(top_n, logits.size(1))
-    top_values = logprobs.new_empty(len(tokens), top_n)
-    top_ids = tokens.new_empty(len(tokens), top_n)
-    if top_n:
-        for row, values, ids in zip(logprobs, top_values, top_ids, strict=True):
-            # topk alone picks any of the tokens that are equal at the border.
-            # (Not `>=`: a row of NaN has to give some tokens, not none.)
-            candidates = torch.nonzero(~(row < row.topk(top_n).values[-1])).flatten()
-            ordered, order = row[candidates].sort(descending=True, stable=True)
-            values.copy_(ordered[:top_n])
-            ids.copy_(candidates[order[:top_n]])
-    return chosen.squeeze(1), rank, top_values, top_ids
+    if not top_n:
+        return chosen.squeeze(1), rank, logprobs[:, :0], tokens.new_empty(len(tokens), 0)
+    # topk alone picks any of the tokens that are equal at the border: with some more, all of them are there, mostly.
+    values, ids = logprobs.topk(min(top_n + _SPARE, logits.size(1)))
+    ids, order = ids.sort(dim=1)
+    values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, by_value)
+    if values.size(1) < logits.size(1):
+        for row in torch.nonzero(values[:, top_n - 1] == values[:, -1]).flatten().tolist():
+            candidates = torch.nonzero(logprobs[row] >= values[row, -1]).flatten()
+            ordered, order = logprobs[row, candidates].sort(descending=True, stable=True)
+            values[row, :top_n], ids[row, :top_n] = ordered[:top_n], candidates[order[:top_n]]
+    return chosen.squeeze(1), rank, values[:, :top_n], ids[:, :top_n]

@@ -1,8 +1,12 @@
-"""Fixtures that several test folders share: small random models, written once per session by transformers."""
+"""Fixtures that several test folders share: small random models, written once per session by transformers.
+
+The tests run on the CPU, also where there is a GPU; with S1ENGINE_TEST_GPU=1, those in tests/triton run on it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
+if os.environ.get("S1ENGINE_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when the first test asks for a GPU
 
 _KINDS = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),

@@ -22,7 +22,7 @@ import torch
 from s1engine import LLMEngine, SamplingParams
 from s1engine.bench.speed import machine
 from s1engine.bench.speed.floor import Rates, shape_sizes, step_seconds
-from s1engine.bench.speed.throughput import BUDGET, OPENED
+from s1engine.bench.speed.ours import BUDGET, OPENED
 from s1engine.config import EngineConfig
 from s1engine.kernels.slot_layout import Result
 
@@ -132,7 +132,7 @@ def empty_engine(rows: int, max_model_len: int) -> LLMEngine:
     model: Any = Nothing(max_model_len)
     engine = LLMEngine(model, device="cpu", config=config)
     runner: Any = engine.core.runner
-    runner.graphs.replay = lambda size, variant: None
+    runner.graphs.replay = lambda *args: None
     runner._sample_slots = lambda *args: None
     runner._results.zero_()
     runner._results[..., Result.TOKEN].random_(100, VOCAB)

@@ -21,8 +21,8 @@ class Generate:
 
     name = "transformers"
     note = (
-        "transformers: generate; prompts are padded on the left and all rows run to the longest request's end; only the "
-        "tokens that were asked for count"
+        "transformers: generate; prompts are padded on the left and all rows run to the longest request's end; only "
+        "the tokens that were asked for count"
     )
 
     def __init__(self, net: Any, workloads: Sequence[Workload], limit: float | None, stack: ExitStack) -> None:
@@ -106,12 +106,14 @@ class Continuous:
                     raise RuntimeError(f"request {result.request_id} has {made} tokens: {result.error}")
             elif not self._manager.is_running():
                 raise RuntimeError("the generation thread has ended")
-            if deadline is not None and time.perf_counter() > deadline:
-                done = len(workload.prompts) - len(left)
-                raise TooSlow(f"{done} of {len(workload.prompts)} requests in {self._limit:.0f} s")
+            if left and deadline is not None and time.perf_counter() > deadline:
+                # Else it would go on beside the others.
+                self._manager.stop(block=True, timeout=10)
+                tokens, done = workload.total_new - sum(left.values()), len(workload.prompts) - len(left)
+                raise TooSlow(f"{done} requests of {tokens} tokens were done in {self._limit:.0f} s")
 
 
-PEERS = {"generate": Generate, "continuous": Continuous}
+PEERS: dict[str, type[Generate] | type[Continuous]] = {"generate": Generate, "continuous": Continuous}
 
 
 def load_peer(

@@ -23,25 +23,14 @@ from typing import Any
 
 import torch
 
-from s1engine import LLM, SamplingParams, ThinkingBudget, ThinkingFormat
 from s1engine.bench.speed import machine
 from s1engine.bench.speed.floor import Rates, Sizes, model_sizes, run_seconds
+from s1engine.bench.speed.ours import Engine, load_ours, loaded_bytes, warm_up
 from s1engine.bench.speed.peers import PEERS, load_peer
 from s1engine.bench.speed.shapes import SHAPES, make_model
 from s1engine.bench.speed.workloads import Workload, nano, uniform
-from s1engine.thinking import Trigger
 
 EXAMPLE = "example: s1engine bench throughput --shape qwen2.5-0.5b --batch 1 32 --repeats 3"
-BLOCK_SIZE = 16
-NANO_MODEL_LEN = 4096
-WARM_UP_TOKENS = 17  # a first token, and decode steps that may follow each other unseen
-
-# Thinking that the prompt opens and that never ends: an end is replaced, so that the machine counts every token.
-OPENED, END = 1, 2
-FORMAT = ThinkingFormat(start=(OPENED,), triggers=(Trigger((END,), (END,)),), forced_close=(END,))
-BUDGET = ThinkingBudget(max_tokens=2**30, min_tokens=2**30, extensions=((OPENED,),), format=FORMAT)
-
-Engine = Callable[[Workload], None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-peer", action="store_true", help="do not run transformers")
     parser.add_argument("--peer-limit", type=float, help="give a peer up whose turn takes more seconds")
+    parser.add_argument("--time-limit", type=float, help="begin no further turn that would end after so many seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
 
 
@@ -110,6 +100,7 @@ def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None] = l
 def _measure(
     args: argparse.Namespace, model: str, keep: Callable[[dict[str, Any]], None], stack: ExitStack
 ) -> dict[str, Any]:
+    begun = time.perf_counter()
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     sizes = model_sizes(model)
@@ -120,19 +111,25 @@ def _measure(
         "rows": [],
         "notes": [],
         "loaded_bytes": {},
+        "warm_up_seconds": {},
         "read_bytes_per_second": rates.bandwidth,
         "operations_per_second": rates.operations,
         "args": {k: v for k, v in vars(args).items() if k != "run"},
         "device": device.type,
         "machine": machine.describe(),
+        "begun": begun,
     }
-    engines = _ours(args, model, sizes, dtype, device, warm_ups, report["loaded_bytes"])
+    engines: dict[str, Engine] = {}
+    for name, engine, num_bytes in load_ours(args, model, sizes, device, warm_ups):
+        engines[name], report["loaded_bytes"][name] = engine, num_bytes
+        report["warm_up_seconds"][name] = warm_up(engine, warm_ups, device)
+        keep(report)
     peers = list(args.peer or ["continuous" if device.type == "cuda" else "generate"])
     for name in [] if args.no_peer else peers:
         try:
-            before = _loaded(device)
+            before = loaded_bytes(device)
             peer = load_peer(name, model, dtype, device, warm_ups, args.peer_limit, stack)
-            report["loaded_bytes"][peer.name] = _loaded(device) - before
+            report["loaded_bytes"][peer.name] = loaded_bytes(device) - before
             for workload in warm_ups:
                 peer(workload.warm_up(2))
         except Exception as error:  # the peer's trouble must not cost our own numbers
@@ -143,58 +140,68 @@ def _measure(
         engines[peer.name] = peer
         report["notes"].append(peer.note)
     for setting in settings:
-        _take_turns(setting, engines, args.repeats, report, keep)
-        floor = run_seconds(sizes, setting.draw(0).lengths, dtype.itemsize, rates)
-        report["rows"] += _rows(setting, engines, floor, report["seconds"].pop(str(setting.label)))
-        keep(report)
-    del report["seconds"]
+        _take_turns(setting, engines, args, sizes, rates, report, keep)
     return report
 
 
 def _take_turns(
     setting: Setting,
     engines: dict[str, Engine],
-    repeats: int,
+    args: argparse.Namespace,
+    sizes: Sizes,
+    rates: Rates,
     report: dict[str, Any],
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Fill report["seconds"][label]. A peer that fails, or is too slow, takes no further turn."""
-    times = report.setdefault("seconds", {}).setdefault(str(setting.label), {name: [] for name in engines})
-    for turn in range(repeats):
+    """Add the setting's rows to the report, anew after each turn. A peer that fails takes no further part."""
+    workload, before = setting.draw(0), report["rows"]
+    floor = run_seconds(sizes, workload.lengths, getattr(torch, args.dtype).itemsize, rates)
+    deadline = args.time_limit and report["begun"] + args.time_limit
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(args.repeats):
+        ran = False
         workload = setting.draw(turn)
         order = list(engines.items())
         for name, engine in order if turn % 2 == 0 else order[::-1]:
             start = time.perf_counter()
+            # Whoever is too slow for another turn has had its last; what is compared are turns that both had.
+            if times[name] and deadline and start + times[name][-1] > deadline:
+                continue
+            ran = True
             try:
                 engine(workload)
             except Exception as error:
                 if name.startswith("s1engine"):
                     raise
-                del engines[name]
+                del engines[name], times[name]
+                report["rows"] = before + _rows(setting.label, workload, floor, times)
                 report["notes"].append(f"{name}: {type(error).__name__}: {error}")
                 continue
             times[name].append(time.perf_counter() - start)
-            print(f"{setting.label} rows, turn {turn + 1}/{repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
+            report["rows"] = before + _rows(setting.label, workload, floor, times)
             keep(report)
+            print(
+                f"{setting.label} rows, turn {turn + 1}/{args.repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr
+            )
+        if not ran:
+            break
 
 
-def _rows(
-    setting: Setting, engines: dict[str, Engine], floor: float, times: dict[str, list[float]]
-) -> list[dict[str, Any]]:
-    workload = setting.draw(0)
+def _rows(label: int, workload: Workload, floor: float, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     rows = []
-    for name in engines:
-        seconds = statistics.median(times[name])
-        ratios = [other / own for own, other in zip(times["s1engine"], times[name], strict=True)]
+    for name, its in times.items():
+        if not its or not times["s1engine"]:
+            continue  # its turn comes
+        seconds = statistics.median(its)
         rows.append(
             {
-                "batch": setting.label,
+                "batch": label,
                 "engine": name,
                 "tokens_per_second": workload.total_new / seconds,
                 "share_of_floor": floor / seconds,
-                "s1engine_speedup": statistics.median(ratios),
+                "s1engine_speedup": statistics.median(o / own for own, o in zip(times["s1engine"], its, strict=False)),
                 "milliseconds_per_step": 1000 * seconds / max(workload.new_tokens),
-                "seconds": times[name],
+                "seconds": its,
             }
         )
     return rows
@@ -216,6 +223,8 @@ def table(report: dict[str, Any]) -> str:
         f"floor: weights and KV cache {moved} at {report['read_bytes_per_second'] / 1e9:.1f} GB/s, operations at "
         f"{report['operations_per_second'] / 1e9:.0f} GFLOP/s, both measured just before"
     )
+    warm_ups = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["warm_up_seconds"].items())
+    lines.append("warm-up: " + warm_ups + (", each a whole run" if report["device"] == "cuda" else ""))
     lines.append("ms/step: the whole time over the longest request's tokens; at batch 1 the latency of a token")
     sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in report["loaded_bytes"].items())
     return "\n".join([*lines, "in memory after loading: " + sizes, *report["notes"]])
@@ -236,78 +245,3 @@ def _settings(args: argparse.Namespace, sizes: Sizes) -> list[Setting]:
         return Setting(batch, draw)
 
     return [setting(batch) for batch in args.batch]
-
-
-def _ours(
-    args: argparse.Namespace,
-    model: str,
-    sizes: Sizes,
-    dtype: torch.dtype,
-    device: torch.device,
-    warm_ups: list[Workload],
-    loaded: dict[str, int],
-) -> dict[str, Engine]:
-    """s1engine and its variations, loaded and warm. The KV cache has room for all requests, and no more."""
-    lengths = [(prompt + 1, new) for workload in warm_ups for prompt, new in workload.lengths]
-    blocks = max(sum(-(-(p + 1 + n) // BLOCK_SIZE) + 1 for p, n in workload.lengths) for workload in warm_ups)
-    longest = NANO_MODEL_LEN if args.workload == "nano" else max(prompt + new for prompt, new in lengths)
-    engines: dict[str, Engine] = {}
-
-    def load(name: str, deterministic: bool) -> LLM:
-        before = _loaded(device)
-        llm = LLM(
-            model,
-            dtype=args.dtype,
-            device=device.type,
-            max_model_len=longest,
-            max_num_seqs=max(len(workload.prompts) for workload in warm_ups),
-            block_size=BLOCK_SIZE,
-            kv_cache_memory=blocks * BLOCK_SIZE * sizes.kv * dtype.itemsize,
-            enable_prefix_caching=False,
-            attention_backend=args.attention_backend,
-            deterministic=deterministic,
-        )
-        loaded[name] = _loaded(device) - before
-        return llm
-
-    def add(name: str, llm: LLM, budget: bool = False) -> None:
-        def generate(workload: Workload) -> None:
-            run_ours(llm, workload, budget)
-
-        engines[name] = generate
-        for workload in warm_ups:
-            generate(workload.warm_up(WARM_UP_TOKENS))
-
-    llm = load("s1engine", False)
-    add("s1engine", llm)
-    if args.budget:
-        add("s1engine, budget", llm, budget=True)
-    if args.deterministic:
-        add("s1engine, deterministic", load("s1engine, deterministic", True))
-    return engines
-
-
-def run_ours(llm: LLM, workload: Workload, budget: bool = False) -> None:
-    """Generate the workload; with a budget the prompts are opened by a token more, and every token is counted.
-
-    Raises RuntimeError where a request has other than its tokens.
-    """
-    prompts = [[*prompt, OPENED] for prompt in workload.prompts] if budget else workload.prompts
-    params = [
-        SamplingParams(
-            temperature=workload.temperature, max_tokens=new, ignore_eos=True, thinking=BUDGET if budget else None
-        )
-        for new in workload.new_tokens
-    ]
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    for output, new in zip(outputs, workload.new_tokens, strict=True):
-        completion = output.outputs[0]
-        if len(completion.token_ids) != new:
-            raise RuntimeError(f"a request of {new} tokens has {len(completion.token_ids)}")
-        if budget and (completion.thinking is None or completion.thinking.num_tokens != new):
-            raise RuntimeError(f"a request of {new} thinking tokens has {completion.thinking}")
-
-
-def _loaded(device: torch.device) -> int:
-    """Bytes that this process holds on the device."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else machine.resident_memory()

@@ -133,8 +133,9 @@ class EngineCore:
         sampled = launch.collect()
         touched: dict[Request, None] = {}  # in order, each once
         for chunk in plan.chunks:
-            if chunk.seq.status is Status.RUNNING:
-                self._commit_prefill(chunk, touched)
+            request = chunk.seq.request
+            if (len(request.samples) > 1 or request.score_only) and chunk.seq.status is Status.RUNNING:
+                self._prompt_progress(chunk, touched)
         for seq, rows, logprobs in zip(plan.sampling, sampled.rows, sampled.logprobs, strict=True):
             if seq.status is Status.RUNNING:
                 touched[seq.request] = None
@@ -158,7 +159,7 @@ class EngineCore:
                 outputs.append(request_output(request, self.tokenizer, self.split_format))
         return outputs
 
-    def _commit_prefill(self, chunk: Chunk, touched: dict[Request, None]) -> None:
+    def _prompt_progress(self, chunk: Chunk, touched: dict[Request, None]) -> None:
         seq, end = chunk.seq, chunk.start + chunk.length
         request = seq.request
         if seq.index == 0 and len(request.samples) > 1 and end >= seq.num_prompt - 1:
@@ -168,7 +169,11 @@ class EngineCore:
             touched[request] = None
 
     def _register(self, seq: Sequence) -> None:
-        """Enter its final blocks in the prefix cache. The newest token's keys and values may not exist yet."""
+        """Enter its final blocks in the prefix cache.
+
+        Not those of the newest token, whose keys and values may not exist yet, nor of tokens that may be taken back,
+        not even at the end: launches that are on their way may write others in their place.
+        """
         assert seq.table is not None
         final = min(seq.computed, seq.known - max(seq.held, 1))
         if final >= (seq.table.num_registered + 1) * self.kv.block_size:
@@ -193,8 +198,7 @@ class EngineCore:
         if seq.text is not None and not (end.reason == "stop" and isinstance(end.stop_reason, str)):
             seq.text.flush()
         if seq.status is Status.RUNNING and seq.table is not None:
-            # What it computed serves those that come after it; a token that was cut off has no place in that.
-            self.kv.register(seq.table, seq.tokens, min(seq.computed, seq.known - 1))
+            self._register(seq)  # what it computed serves those that come after it
         self.scheduler.finish(seq)
 
     def _retire(self, request: Request) -> RequestOutput:

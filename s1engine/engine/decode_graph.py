@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -20,49 +21,50 @@ def bucket_sizes(max_rows: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Runs `step(size, variant)`, captured where the device can.
+    """Runs `step(size)`, captured where the device can.
 
-    step     enqueues a decode step of `size` rows; variant says which optional kernels it has
-    max_rows the largest size
+    step      enqueues a decode step of `size` rows and returns what it makes
+    max_rows  the largest size
     """
 
-    def __init__(self, step: Callable[[int, Any], None], max_rows: int, device: torch.device) -> None:
+    def __init__(self, step: Callable[[int], Tensor], max_rows: int, device: torch.device) -> None:
         self.sizes = bucket_sizes(max_rows)
         self._step = step
-        self._device = device
-        self._graphs: dict[tuple[int, Any], torch.cuda.CUDAGraph] = {}
-        self._pool: Any = None
+        self._captures = device.type == "cuda"
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # One for all: a matrix library keeps a workspace for each stream that it has seen.
+        self._stream = torch.cuda.Stream(device) if self._captures else None
 
     def size_for(self, rows: int) -> int:
         """The number of rows that `rows` are rounded up to."""
         return next(size for size in self.sizes if size >= rows)
 
-    def lacks(self, size: int, variant: Any) -> bool:
-        """Whether that step has to be captured before it can be replayed."""
-        return self._device.type == "cuda" and (size, variant) not in self._graphs
-
-    def replay(self, size: int, variant: Any) -> None:
-        if self._device.type == "cuda":
-            self._graphs[size, variant].replay()
-        else:
-            self._step(size, variant)
-
-    def capture_all(self, variant: Any) -> None:
-        """Capture every size, the largest first: the smaller ones find room in its memory."""
-        if self._device.type == "cuda":
-            for size in tqdm(self.sizes[::-1], desc="capture", unit="graph", leave=False, disable=None):
-                self.capture(size, variant)
+    def replay(self, size: int) -> Tensor:
+        """Run the step; what it makes lies where it lay the last time."""
+        if not self._captures:
+            return self._step(size)
+        graph, made = self._graphs[size]
+        graph.replay()
+        return made
 
     @torch.inference_mode()
-    def capture(self, size: int, variant: Any) -> None:
-        """Capture one step, after running it once. Its rows must all be padding: then that leaves no trace."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._step(size, variant)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._step(size, variant)
-        self._pool = self._pool or graph.pool()
-        self._graphs[size, variant] = graph
+    def capture(self, pool: Any = None) -> Any:
+        """Capture every size, each after running it once. Its rows must all be padding: then that leaves no trace.
+
+        pool  of memory to share with other graphs that never run at the same time; returns it
+        """
+        if not self._captures:
+            return None
+        # The largest first: the smaller ones find room in its memory.
+        for size in tqdm(self.sizes[::-1], desc="capture", unit="graph", leave=False, disable=None):
+            assert self._stream is not None
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._step(size)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+                made = self._step(size)
+            pool = pool or graph.pool()
+            self._graphs[size] = (graph, made)
+        return pool

@@ -18,12 +18,12 @@ from s1engine.engine.decode_graph import DecodeGraphs
 from s1engine.engine.device_slots import DeviceSlotTable, bit_words, needs_host, to_device
 from s1engine.engine.host_sampling import HostSampling
 from s1engine.engine.request import Sequence
-from s1engine.engine.runner import PromptLogprobs, Sampled
+from s1engine.engine.runner import PromptLogprobs, Sampled, copy_blocks
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.kernels import slot_reference
 from s1engine.kernels.attention_prefill_triton import FAST_ROWS, plan_prefill_tiles, query_tokens_per_tile
 from s1engine.kernels.attention_triton import DECODE_ROWS, SPLIT_KEYS, decode_workspace
-from s1engine.kernels.decode_inputs_triton import MAX_ROWS, allocate, build_decode_inputs
+from s1engine.kernels.decode_inputs_triton import allocate, build_decode_inputs
 from s1engine.kernels.registry import INTERPRETED
 from s1engine.kernels.sampler_triton import sample_slots, sampler_workspace
 from s1engine.kernels.slot_layout import RESULT_WIDTH, Field
@@ -37,11 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_REPLAYS = 8
 
 
-__all__ = ["MAX_REPLAYS", "MAX_ROWS", "DeviceRunner"]
-
-
 class Variant(NamedTuple):
-    """Which of the optional kernels a decode step has."""
+    """Which of the sampler's optional kernels rows need."""
 
     penalties: bool = False
     logprobs: bool = False
@@ -99,7 +96,7 @@ class DeviceRunner:
         self.flash = flash
         self.rows_per_tile = DECODE_ROWS if deterministic else FAST_ROWS
         self._tokens_per_tile = query_tokens_per_tile(config.num_heads, config.num_kv_heads, self.rows_per_tile)
-        self._prompts = PromptLogprobs(model, valid_tokens)
+        self._prompts = PromptLogprobs(model, valid_tokens, device)
         self._host = HostSampling(slots)
         self._valid_words = None
         if valid_tokens is not None and not bool(valid_tokens.all()):
@@ -110,10 +107,9 @@ class DeviceRunner:
         self._inputs = allocate(rows, max_splits, device)
         self._attention = decode_workspace(rows * max_splits, config.num_heads, config.head_dim, device)
         self._sampler = sampler_workspace(rows, config.vocab_size, device)
-        # Two launches may be unseen, so each writes to its half; the counter says to which row of it.
-        self._results = torch.zeros(2 * MAX_REPLAYS, rows, RESULT_WIDTH, dtype=torch.int32, device=device)
+        # Of one launch: they are on their way to the host before the next one writes. The counter numbers its replays.
+        self._results = torch.zeros(MAX_REPLAYS, rows, RESULT_WIDTH, dtype=torch.int32, device=device)
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)
-        self._half = 0
         self._decoding: list[int] = []  # what `_rows` holds
         # On a CPU without the interpreter, PyTorch references stand in for the kernels.
         triton = device.type == "cuda" or INTERPRETED
@@ -121,22 +117,26 @@ class DeviceRunner:
             logger.warning("without TRITON_INTERPRET=1 PyTorch references stand in for the Triton kernels on a CPU")
         self._build_inputs = build_decode_inputs if triton else slot_reference.build_decode_inputs
         self._sample_slots = sample_slots if triton else slot_reference.sample_slots
+        # The whole step for rows that need nothing special, and the step up to its logits for all others.
         self.graphs = DecodeGraphs(self._decode_step, rows, device)
-        self.graphs.capture_all(Variant())
+        self.logits_graphs = DecodeGraphs(self._decode_logits, rows, device)
+        self.logits_graphs.capture(pool=self.graphs.capture())
+        if device.type == "cuda":
+            self._warm_up_prefill()
 
     def needs_host(self, seq: Sequence) -> bool:
         return needs_host(seq)
 
     def launch(self, plan: Plan) -> DeviceLaunch:
         if plan.copies:
-            source, target = (to_device(np.array(side), self.device) for side in zip(*plan.copies, strict=True))
-            self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
+            copy_blocks(
+                self.kv_cache, *(to_device(np.array(side), self.device) for side in zip(*plan.copies, strict=True))
+            )
         for chunk in plan.chunks:
             self.slots.sync_blocks(chunk.seq)
         self.slots.upload()
         decodes = [chunk for chunk in plan.chunks if chunk.length == 1 and chunk.samples]
         prefills = [chunk for chunk in plan.chunks if chunk.length > 1 or not chunk.samples]
-        self._half = (self._half + MAX_REPLAYS) % self._results.size(0)
         parts = []
         if decodes:
             parts.append(self._decode([chunk.seq for chunk in decodes], plan.replays))
@@ -148,30 +148,29 @@ class DeviceRunner:
         size = self.graphs.size_for(len(seqs))
         wanted = [seq.slot for seq in seqs] + [-1] * (size - len(seqs))
         if wanted != self._decoding:
-            self._decoding = wanted
             self._rows[:size].copy_(to_device(np.array(wanted, np.int32), self.device))
-        self._counter.fill_(self._half - 1)
-        if any(seq.needs_host for seq in seqs):
-            logits = self._decode_logits(size)[: len(seqs)]
-            return self._sample_with_host(logits, seqs, self._rows[: len(seqs)], 0)
+            self._decoding = wanted
+        self._counter.fill_(-1)
         variant = self._variant(seqs)
-        if self.graphs.lacks(size, variant):
-            self._decoding = []
-            self._rows.fill_(-1)
-            self.graphs.capture(size, variant)
-            return self._decode(seqs, replays)
+        if any(seq.needs_host for seq in seqs):
+            logits = self.logits_graphs.replay(size)[: len(seqs)]
+            return self._sample_with_host(logits, seqs, self._rows[: len(seqs)])
         for _ in range(replays):
-            self.graphs.replay(size, variant)
+            if variant == Variant():
+                self.graphs.replay(size)
+            else:
+                self._sample(self.logits_graphs.replay(size), self._rows[:size], variant)
         return self._fetch(replays, len(seqs))
 
     def _variant(self, seqs: list[Sequence]) -> Variant:
         fields = self.slots.fields[[seq.slot for seq in seqs]]
         return Variant(bool(fields[:, Field.HAS_PENALTIES].any()), bool(fields[:, Field.WANTS_LOGPROB].any()))
 
-    def _decode_step(self, size: int, variant: Variant) -> None:
+    def _decode_step(self, size: int) -> Tensor:
         """A decode step of the slots in `_rows[:size]`, all of it on the device."""
         logits = self._decode_logits(size)
-        self._sample(logits, self._rows[:size], variant)
+        self._sample(logits, self._rows[:size], Variant())
+        return logits
 
     def _decode_logits(self, size: int) -> Tensor:
         inputs, rows = self._inputs.narrow(size), self._rows[:size]
@@ -235,26 +234,40 @@ class DeviceRunner:
         last = query_start[1:][[c.samples for c in chunks]] - 1
         logits = self.model.lm_head(hidden[to_device(last, device)])
         rows = to_device(np.array([seq.slot for seq in seqs], np.int32), device)
-        # Beside the results of a decode step in the same launch, which has one replay then.
-        self._counter.fill_(self._half + 1)
+        self._counter.fill_(0)
         if any(seq.needs_host for seq in seqs):
-            return self._sample_with_host(logits, seqs, rows, 1)
+            return self._sample_with_host(logits, seqs, rows)
         self._sample(logits, rows, self._variant(seqs))
-        return self._fetch(1, len(seqs), 1)
+        return self._fetch(1, len(seqs))
 
-    def _sample_with_host(self, logits: Tensor, seqs: list[Sequence], rows: Tensor, at: int) -> Results:
+    @torch.inference_mode()
+    def _warm_up_prefill(self) -> None:
+        """Compile what prompts need, with one that is written nowhere."""
+        two = {"dtype": torch.int64, "device": self.device}
+        one = torch.zeros(1, dtype=torch.int32, device=self.device)
+        batch = SlotBatch(
+            positions=torch.arange(2, **two),
+            slot_mapping=torch.full((2,), -1, **two),
+            block_tables=self.slots.device_block_tables,
+            rows=one,
+            context_lens=one + 2,
+            prefill=(torch.cat((one, one + 2)), torch.zeros(1, 2, dtype=torch.int32, device=self.device)),
+            rows_per_tile=self.rows_per_tile,
+        )
+        self.model(torch.zeros(2, **two), batch, self.kv_cache)
+
+    def _sample_with_host(self, logits: Tensor, seqs: list[Sequence], rows: Tensor) -> Results:
         """Sampling where the host edits logits or keeps them: it waits for the device, in every step."""
         logits = self._prompts.mask_invalid(logits.float())
         kept = self._host.edit(logits, seqs)
         self._sample(logits, rows, self._variant(seqs))
-        sampled = [row for (row,) in self._fetch(1, len(seqs), at).rows()]
+        sampled = [row for (row,) in self._fetch(1, len(seqs)).rows()]
         logprobs = self._host.record(kept, seqs, sampled)
         return Results(torch.tensor([sampled], dtype=torch.int32), None, logprobs)
 
-    def _fetch(self, replays: int, rows: int, at: int = 0) -> Results:
-        """Have results [at, at + replays) of this launch's half copied to the host."""
-        start = self._half + at
-        values = self._results[start : start + replays, :rows]
+    def _fetch(self, replays: int, rows: int) -> Results:
+        """Have the results of what was just launched copied to the host."""
+        values = self._results[:replays, :rows]
         nothing: list[dict[int, Logprob] | None] = [None] * rows
         if self.device.type != "cuda":
             return Results(values.clone(), None, nothing)

@@ -11,7 +11,7 @@ from torch import Tensor
 from s1engine.engine.request import Sequence
 from s1engine.engine.slots import SlotTable
 from s1engine.kernels.sampler_triton import SlotTensors
-from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_BIASES, Field
+from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_BIASES, MAX_STOP_IDS, Field
 from s1engine.thinking.layout import PROGRAM_WIDTH, STATE_WIDTH, State
 
 
@@ -31,8 +31,9 @@ def needs_host(seq: Sequence) -> bool:
         may_rewind = record is not None and any(len(trigger.tokens) > 1 for trigger in record.format.triggers)
         if params.logprobs or params.logprobs_mode != "raw_logprobs" or may_rewind:
             return True
-    long_words = any(len(word) > 1 for word in seq.request.bad_words)
-    return long_words or len(_biases(seq)) > MAX_BIASES or bool(params.min_tokens and record is not None)
+    if params.min_tokens and (record is not None or len(seq.end_ids) > MAX_STOP_IDS):
+        return True  # a slot bans its stop ids until then, and knows no others
+    return any(len(word) > 1 for word in seq.request.bad_words) or len(_biases(seq)) > MAX_BIASES
 
 
 def _biases(seq: Sequence) -> dict[int, float]:
@@ -99,6 +100,8 @@ class DeviceSlotTable(SlotTable):
 
     def release(self, seq: Sequence) -> None:
         self._entered.pop(seq.slot, None)
+        width = self.block_tables.shape[1]
+        self._changed_blocks = [change for change in self._changed_blocks if change[0] // width != seq.slot]
         super().release(seq)
 
     def read_state(self, slot: int) -> np.ndarray:
@@ -107,6 +110,7 @@ class DeviceSlotTable(SlotTable):
             return super().read_state(slot)
         return self.tensors.states[slot].cpu().numpy().copy()
 
+    @torch.inference_mode()  # in which the tensors may have been made
     def close_thinking(self, slot: int) -> None:
         super().close_thinking(slot)
         self.tensors.states[slot, State.MAX_TOKENS].fill_(0)

@@ -100,6 +100,8 @@ class KVCache:
         Raises OutOfBlocks, with nothing changed, if `blocks_needed` exceeds `num_free_blocks`; ValueError if the range
         leaves a gap after the table's last block or reaches into its final blocks.
         """
+        if self._is_own(table, start, end):
+            return []
         to_copy = self._to_copy(table, start, end)
         num_new = self._num_new(table, end)
         needed, free = num_new + len(to_copy), self.num_free_blocks
@@ -212,6 +214,15 @@ class KVCache:
 
     def _num_new(self, table: BlockTable, end: int) -> int:
         return max(0, -(-end // self.block_size) - len(table.blocks))
+
+    def _is_own(self, table: BlockTable, start: int, end: int) -> bool:
+        """Whether the range lies in one block that this table may write already, as in most steps of decoding."""
+        index = start // self.block_size
+        inside = start < end <= (index + 1) * self.block_size
+        if not inside or not table.num_registered <= index < len(table.blocks):
+            return False
+        block = table.blocks[index]
+        return self._ref_counts[block] == 1 and self._digests[block] is None
 
     def _to_copy(self, table: BlockTable, start: int, end: int) -> list[int]:
         """Indices of the table's blocks in [start, end) that it may not write in place."""

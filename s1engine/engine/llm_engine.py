@@ -19,6 +19,7 @@ from s1engine.engine.thinking import answer_now
 from s1engine.engine.torch_runner import TorchRunner
 from s1engine.kernels.attention_flash import unusable_because
 from s1engine.models import CausalLM, load_model
+from s1engine.models.config import ModelConfig
 from s1engine.outputs import RequestOutput
 from s1engine.params import SamplingParams
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from s1engine.engine.device_runner import DeviceRunner
 
 logger = logging.getLogger(__name__)
+
+MAX_GPU_ROWS = 1024  # one program builds the inputs of all rows
 
 
 class LLMEngine:
@@ -47,7 +50,13 @@ class LLMEngine:
         check_choice("dtype", dtype, DTYPES)
         check_choice("device", device, DEVICES)
         self.config = config or EngineConfig()
+        if device == "auto" and isinstance(model, torch.nn.Module):
+            device = next(model.parameters()).device.type  # where it lies already
         self.device = resolve_device(device, self.config.attention_backend)
+        if self.device.type == "cuda" and self.config.max_num_seqs > MAX_GPU_ROWS:
+            raise ValueError(
+                f"max_num_seqs={self.config.max_num_seqs}: a step on a GPU has at most {MAX_GPU_ROWS} rows"
+            )
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
             self.model = load_model(name, dtype=dtype, device=self.device, row_invariant=self.config.deterministic)
@@ -108,14 +117,11 @@ class LLMEngine:
         if self.device.type == "cpu" and config.attention_backend != "triton":
             return TorchRunner(self.model, storage, SlotTable(*size), valid), 1
         # Imported here: a CPU does not wait for Triton.
-        from s1engine.engine.device_runner import MAX_REPLAYS, MAX_ROWS, DeviceRunner
+        from s1engine.engine.device_runner import MAX_REPLAYS, DeviceRunner
         from s1engine.engine.device_slots import DeviceSlotTable
 
-        if config.max_num_seqs > MAX_ROWS:
-            raise ValueError(f"max_num_seqs={config.max_num_seqs}: a step on a GPU has at most {MAX_ROWS} rows")
-
         slots = DeviceSlotTable(*size, model.vocab_size, self.device)
-        flash = use_flash(config, model.dtype, self.device)
+        flash = use_flash(config, model, self.device)
         runner = DeviceRunner(self.model, storage, slots, valid, deterministic=config.deterministic, flash=flash)
         return runner, MAX_REPLAYS
 
@@ -169,11 +175,11 @@ def resolve_device(device: str, attention_backend: str) -> torch.device:
     return torch.device(device)
 
 
-def use_flash(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> bool:
+def use_flash(config: EngineConfig, model: ModelConfig, device: torch.device) -> bool:
     """Whether prompts are attended by flash-attn. Raises ValueError where that is asked for and cannot be."""
     if config.attention_backend == "triton" or device.type != "cuda":
         return False
-    reason = unusable_because(config.block_size, dtype)
+    reason = unusable_because(config.block_size, model.head_dim, model.dtype)
     if reason is None and config.deterministic:
         reason = "deterministic=True needs the arithmetic of decoding in prompts"
     if reason is not None and config.attention_backend == "flash-attn":

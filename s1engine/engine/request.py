@@ -99,7 +99,9 @@ class Sequence:
     @property
     def num_certain_steps(self) -> int:
         """How many further steps it is certain not to end in before its limit; at least 1."""
-        watched = self.end_ids or self.text is not None or self.splitter is not None or self.request.stream
+        watched = (
+            self.needs_host or self.end_ids or self.text is not None or self.splitter is not None or self.request.stream
+        )
         may_end = watched or (self.thinking is not None and self.thinking.may_end)
         return 1 if may_end else max(self.limit - self.known - self.ahead, 1)
 

@@ -54,12 +54,18 @@ class Runner(Protocol):
     def launch(self, plan: Plan) -> Launch: ...
 
 
+def copy_blocks(kv_cache: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy blocks of kv_cache [layers, 2, blocks, ...], all sources read first; layer by layer, for the memory."""
+    for layer in kv_cache.unbind(0):
+        layer[:, target] = layer[:, source]
+
+
 class PromptLogprobs:
     """Logits without ids that the tokenizer lacks, and the log probabilities of prompts."""
 
-    def __init__(self, model: CausalLM, valid_tokens: Tensor | None) -> None:
+    def __init__(self, model: CausalLM, valid_tokens: Tensor | None, device: torch.device) -> None:
         self.model = model
-        self._invalid_ids = None if valid_tokens is None else torch.nonzero(~valid_tokens).flatten()
+        self._invalid_ids = None if valid_tokens is None else torch.nonzero(~valid_tokens).flatten().to(device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [R, vocab] of hidden rows [R, hidden]."""
@@ -68,7 +74,7 @@ class PromptLogprobs:
     def mask_invalid(self, logits: Tensor) -> Tensor:
         """Drop the ids that the tokenizer lacks, in place."""
         if self._invalid_ids is not None and len(self._invalid_ids):
-            logits.index_fill_(1, self._invalid_ids.to(logits.device), BANNED)
+            logits.index_fill_(1, self._invalid_ids, BANNED)
         return logits
 
     def extend(self, chunk: Chunk, hidden: Tensor) -> None:

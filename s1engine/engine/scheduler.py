@@ -95,38 +95,55 @@ class Scheduler:
         lacks_blocks = False
         decodes, prefills = [], []
         for seq in self.running:
-            left = seq.known + seq.ahead - seq.computed
-            if left > 1:
+            reach = seq.known + seq.ahead
+            if reach - seq.computed > 1:
                 prefills.append(seq)
-            elif seq.known + seq.ahead < seq.limit:  # else it is full when all of it is in
+            elif reach < seq.limit:  # else it is full when all of it is in
                 decodes.append(seq)
         replays = self._replays(decodes, prefills)
+        if not may_preempt and not self._have_blocks(decodes + prefills, replays):
+            return Plan()  # somebody may have to give way, so what is on its way has to come in first
         for seq in decodes + prefills:
-            length = min(seq.known + seq.ahead - seq.computed, budget)
+            left = seq.known + seq.ahead - seq.computed
+            length = min(left, budget)
             if length == 0 or seq.status is not Status.RUNNING:
                 continue  # no budget left, or preempted for an older one just now
             end = seq.computed + length + replays - 1
             while seq.status is Status.RUNNING and (made := self._reserve(seq, end)) is None:
+                assert may_preempt, "there were blocks enough"
                 lacks_blocks = True
-                if not may_preempt:
-                    break
                 victim = self._youngest_holder()
                 self._preempt(victim)
                 if victim in plan:
                     budget += plan.pop(victim).length
-                    del copies[victim]
-            if seq.status is Status.RUNNING and made is not None:
-                plan[seq], copies[seq] = self._chunk(seq, length), made
+                    copies.pop(victim, None)
+            if seq.status is Status.RUNNING:
+                assert made is not None
+                plan[seq] = self._chunk(seq, length, left)
+                if made:
+                    copies[seq] = made
                 budget -= length
         if not lacks_blocks:
             self._admit(plan, copies, budget)
-        chunks = sorted(plan.values(), key=lambda chunk: chunk.length != 1)
-        return Plan(chunks, [pair for chunk in chunks for pair in copies[chunk.seq]], replays)
+        chunks = list(plan.values())
+        if prefills or len(chunks) != len(decodes):
+            chunks.sort(key=lambda chunk: chunk.length != 1)
+        return Plan(chunks, [pair for made in copies.values() for pair in made], replays)
 
     @staticmethod
-    def _chunk(seq: Sequence, length: int) -> Chunk:
-        reaches_end = seq.computed + length == seq.known + seq.ahead
-        return Chunk(seq, seq.computed, length, reaches_end and not seq.request.score_only)
+    def _chunk(seq: Sequence, length: int, left: int) -> Chunk:
+        return Chunk(seq, seq.computed, length, length == left and not seq.request.score_only)
+
+    def _have_blocks(self, seqs: list[Sequence], replays: int) -> bool:
+        """Whether the next chunks of running sequences can all have their blocks."""
+        size, free = self.block_size, self.kv.num_free_blocks
+        # Each decode takes few: the exact count is for when these few could be too many.
+        lengths = [min(s.known + s.ahead - s.computed, self.max_num_batched_tokens) + replays - 1 for s in seqs]
+        if sum(length // size + 2 for length in lengths) <= free:
+            return True
+        ends = [s.computed + length for s, length in zip(seqs, lengths, strict=True)]
+        needed = [self.kv.blocks_needed(s.table, s.computed, e) for s, e in zip(seqs, ends, strict=True) if s.table]
+        return sum(needed) <= free
 
     def _replays(self, decodes: list[Sequence], prefills: list[Sequence]) -> int:
         """How many steps may follow each other unseen: as long as nobody can end, and nobody waits for a turn."""
@@ -170,7 +187,9 @@ class Scheduler:
             bisect.insort(self.running, seq)
             if seq.index == 0 and not seq.request.metrics.num_preemptions:
                 seq.request.num_cached_tokens = seq.computed
-            plan[seq], copies[seq] = self._chunk(seq, length), made
+            plan[seq] = self._chunk(seq, length, seq.known - seq.computed)
+            if made:
+                copies[seq] = made
             budget -= length
 
     def _reserve(self, seq: Sequence, end: int) -> list[tuple[int, int]] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s1engine.engine.logit_edits import BANNED, edit_logits
 from s1engine.engine.request import Sequence
-from s1engine.engine.runner import PromptLogprobs, Sampled, record_logprobs, wants
+from s1engine.engine.runner import PromptLogprobs, Sampled, copy_blocks, record_logprobs, wants
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.engine.slots import SlotTable
 from s1engine.kernels.sampler import processed_logits, sample
@@ -47,7 +47,7 @@ class TorchRunner:
         self.slots = slots
         self.block_size = kv_cache.shape[3]
         self.depth = 0
-        self._prompts = PromptLogprobs(model, valid_tokens)
+        self._prompts = PromptLogprobs(model, valid_tokens, kv_cache.device)
 
     def needs_host(self, seq: Sequence) -> bool:
         """What the slot does not know of: edits of the logits, and kept logits."""
@@ -55,8 +55,7 @@ class TorchRunner:
 
     def launch(self, plan: Plan) -> Done:
         if plan.copies:
-            source, target = (torch.tensor(side) for side in zip(*plan.copies, strict=True))
-            self.kv_cache[:, :, target] = self.kv_cache[:, :, source]
+            copy_blocks(self.kv_cache, *(torch.tensor(side) for side in zip(*plan.copies, strict=True)))
         for chunk in plan.chunks:
             self.slots.sync_blocks(chunk.seq)
         sampled = Sampled([[] for _ in plan.sampling], [None] * len(plan.sampling))

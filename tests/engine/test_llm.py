@@ -156,8 +156,6 @@ def test_bad_settings(model_folder: Callable[..., Path]) -> None:
     for backend in ("flash-attn", "magic"):
         with pytest.raises(ValueError, match=f"attention_backend='{backend}'"):
             LLM(folder, device="cpu", attention_backend=backend)
-    with pytest.raises(ValueError, match="max_num_seqs=2000"):
-        LLM(folder, device="cpu", attention_backend="triton", max_num_seqs=2000, kv_cache_memory=2**20)
     with pytest.raises(ValueError, match="max_model_len=400: the KV cache holds"):
         LLM(folder, max_model_len=400, kv_cache_memory=2**16)
     with pytest.raises(TypeError, match="swap_space"):

@@ -1,13 +1,11 @@
 """What flash-attn is asked for, checked with a stand-in that has its documented signature and meaning."""
 
 import sys
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import pytest
 import torch
 
-from s1engine.kernels import attention_flash
 from s1engine.kernels.attention import paged_attention_reference
 from s1engine.kernels.attention_flash import flash_prefill, unusable_because
 
@@ -47,7 +45,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    monkeypatch.setattr(attention_flash, "find_spec", lambda name: SimpleNamespace(name=name))
 
 
 @pytest.mark.usefixtures("installed")
@@ -67,12 +64,12 @@ def test_equals_the_reference() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_where_it_serves() -> None:
-    assert unusable_because(256, torch.bfloat16) is None
-    assert "block_size=16 is not a multiple of 256" in str(unusable_because(16, torch.bfloat16))
-    assert "float32" in str(unusable_because(512, torch.float32))
+    assert unusable_because(256, 128, torch.bfloat16) is None
+    assert "block_size=16 is not a multiple of 256" in str(unusable_because(16, 128, torch.bfloat16))
+    assert "float32" in str(unusable_because(512, 128, torch.float32))
+    assert "head_dim=20" in str(unusable_because(256, 20, torch.bfloat16))
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Any] = []
-    monkeypatch.setattr(attention_flash, "find_spec", lambda name: found.append(name))
-    assert "not installed" in str(unusable_because(256, torch.bfloat16)) and found == ["flash_attn"]
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert "cannot be imported" in str(unusable_because(256, 128, torch.bfloat16))

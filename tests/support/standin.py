@@ -231,7 +231,7 @@ def engine(model: StandIn, seed: int = 0, depth: int = 0, replays: int = 1, **se
     block_bytes = 2 * settings.get("block_size", 16) * 8
     settings["kv_cache_memory"] = settings.pop("num_blocks", 400) * block_bytes
     config = EngineConfig(thinking_format=FORMAT, seed=seed, **settings)
-    llm = LLMEngine(model, config=config)
+    llm = LLMEngine(model, device="cpu", config=config)
     if depth or replays > 1:
         llm.core.runner.depth, llm.scheduler.max_replays = depth, replays
     return llm

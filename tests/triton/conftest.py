@@ -1,7 +1,7 @@
 """Triton kernels against their references: in the interpreter on the CPU, or as they are on a GPU.
 
     TRITON_INTERPRET=1 pytest tests/triton     # small shapes, float32, without a GPU
-    pytest tests/triton                        # on a GPU: real shapes too, bfloat16 too
+    S1ENGINE_TEST_GPU=1 pytest tests/triton    # on a GPU: real shapes too, bfloat16 too
 
 Triton decides at import which of the two it is, so these tests need a process of their own: elsewhere they are not
 collected.

@@ -157,7 +157,7 @@ def test_unusual_rows(device: torch.device) -> None:
     logits[4, 600], logits[4, 20] = 3.0, 2.9999  # a temperature that would overflow
     logits[5, 600], logits[5, 20] = 3.0, 2.9999
     logits[6, 33], logits[6, 34] = math.inf, 1.0
-    logits[7, 40:50], logits[7, 600] = -0.0, 0.0  # equal, though of different bits
+    logits[7, 30], logits[7, 40:50], logits[7, 600] = 0.5, -0.0, 0.0  # equal, though of different bits
     logits[8, 5:8] = 1.0
     for options in ({"top_p": 0.9}, {"top_k": 2, "top_p": 0.5, "min_p": 0.1}):
         slots = Slots(9, 700)
@@ -165,11 +165,12 @@ def test_unusual_rows(device: torch.device) -> None:
             slots.set(slot, **options)
         slots.set(4, temperature=1e-20)
         slots.fields[5, 10] = 1  # the smallest float there is
-        slots.set(7, top_k=1)
+        slots.set(7, top_k=2, top_p=1.0, temperature=30.0, seed=9)
         slots.set(8, temperature=0.0)
         tokens = check(slots, logits.to(device))
         assert tokens[:3] == [0, 650, 3]
         assert tokens[4:7] == [600, 600, 33]
+        assert tokens[7] in range(40, 50)  # the seed is chosen so
         assert tokens[8] == 5
 
 
@@ -219,7 +220,7 @@ def test_frequencies_are_probabilities(device: torch.device, real_sizes: bool) -
     slots = Slots(draws, vocab)
     for slot in range(draws):
         slots.set(slot, temperature=0.8, top_p=0.6)
-    tokens = slots.sample(logits.to(device), list(range(draws)))[:, Result.TOKEN]
+    tokens = np.array(check(slots, logits.to(device)))
     counts = np.bincount(tokens, minlength=vocab)
     kept = reference_kept_set(logits[0], 0.8, 0, 0.6, 0.0)
     probabilities = (logits[0] / 0.8).masked_fill(~kept, -math.inf).softmax(0).double().numpy()

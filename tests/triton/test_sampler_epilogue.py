@@ -10,7 +10,7 @@ from thinking_cases import draw_cases
 
 from s1engine.kernels import sampler_scores_triton
 from s1engine.kernels.logprobs import token_logprobs
-from s1engine.kernels.slot_layout import Result
+from s1engine.kernels.slot_layout import Field, Result
 from s1engine.thinking import resolve_extensions
 from s1engine.thinking.layout import Flag, Phase, State
 from s1engine.thinking.program import compile_program, initial_state
@@ -155,16 +155,15 @@ def test_when_all_is_banned_the_first_token_is_taken(device: torch.device) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logprob_and_rank_are_those_before_edits(dtype: torch.dtype, device: torch.device, real_sizes: bool) -> None:
     count = 300 if real_sizes else 20
-    rng = np.random.default_rng(26)
-    slots, _ = thinking_slots(count, rng, penalties=False)
+    rng = np.random.default_rng(7)
+    slots, peaks = thinking_slots(count, rng, penalties=False)
     for slot in range(count):
         slots.set(slot, wants_logprob=int(slot % 4 > 0), temperature=float(rng.choice([0.0, 2.0])), top_k=50)
-        slots.set_biases(slot, {int(rng.integers(VOCAB)): 50.0})
+        slots.set_biases(slot, {int(rng.integers(VOCAB)): 50.0 if slot % 3 == 0 else 1.0})
     slots.set(1, active=0)
     valid = np.ones(VOCAB, bool)
     valid[VOCAB - 20 :] = False
-    valid[slots.bias_ids[2, 0]] = True
-    logits = (torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(4)) * 3).to(dtype)
+    logits = (peaks + torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(4))).to(dtype)
     rows = list(range(count))
     results = slots.sample(logits.to(device), rows, valid, with_logprobs=True)
     raw = logits.float().masked_fill(~torch.from_numpy(valid), -math.inf)
@@ -180,7 +179,8 @@ def test_logprob_and_rank_are_those_before_edits(dtype: torch.dtype, device: tor
             assert ranks[row] == 1 + int((raw[row] > raw[row, tokens[row]]).sum())
             filled += 1
     forced = (results[:, Result.FLAGS] & Flag.FORCED) != 0
-    assert filled > count // 2
+    rewound = (results[:, Result.REWIND] > 0) & (slots.fields[:, Field.WANTS_LOGPROB] > 0)
+    assert filled > count // 3 and rewound.any() and (ranks > 10).any()
     assert (ranks[forced] > 1).any(), "no forced token that is not the most likely one"
 
 
