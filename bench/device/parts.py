@@ -128,8 +128,11 @@ def tests(job: Job) -> dict[str, Any]:
     if job.dry:
         environment |= {"TRITON_INTERPRET": "1"}
         command += ["-k", DRY_TESTS]
-    elif importlib.util.find_spec("xdist"):
-        command += ["-n", "4"]  # most of their time is Triton's compiler's
+    else:
+        environment |= {"S1ENGINE_TEST_GPU": "1"}
+        command += ["-m", ""]  # those that are slow in the interpreter as well
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", "4"]  # most of their time is Triton's compiler's
     error = None
     with output.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

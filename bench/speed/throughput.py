@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -100,7 +101,7 @@ def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None] = l
 def _measure(
     args: argparse.Namespace, model: str, keep: Callable[[dict[str, Any]], None], stack: ExitStack
 ) -> dict[str, Any]:
-    begun = time.perf_counter()
+    deadline = time.perf_counter() + args.time_limit if args.time_limit else math.inf
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     sizes = model_sizes(model)
@@ -117,7 +118,6 @@ def _measure(
         "args": {k: v for k, v in vars(args).items() if k != "run"},
         "device": device.type,
         "machine": machine.describe(),
-        "begun": begun,
     }
     engines: dict[str, Engine] = {}
     for name, engine, num_bytes in load_ours(args, model, sizes, device, warm_ups):
@@ -140,32 +140,34 @@ def _measure(
         engines[peer.name] = peer
         report["notes"].append(peer.note)
     for setting in settings:
-        _take_turns(setting, engines, args, sizes, rates, report, keep)
+        floor = run_seconds(sizes, setting.draw(0).lengths, dtype.itemsize, rates)
+        _take_turns(setting, engines, args.repeats, floor, deadline, report, keep)
     return report
 
 
 def _take_turns(
     setting: Setting,
     engines: dict[str, Engine],
-    args: argparse.Namespace,
-    sizes: Sizes,
-    rates: Rates,
+    repeats: int,
+    floor: float,
+    deadline: float,
     report: dict[str, Any],
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Add the setting's rows to the report, anew after each turn. A peer that fails takes no further part."""
-    workload, before = setting.draw(0), report["rows"]
-    floor = run_seconds(sizes, workload.lengths, getattr(torch, args.dtype).itemsize, rates)
-    deadline = args.time_limit and report["begun"] + args.time_limit
+    """Add the setting's rows to the report, anew whenever a turn is over. A peer that fails takes no further part.
+
+    floor     seconds
+    deadline  on the performance counter; no second turn of an engine begins that would end after it
+    """
+    before = report["rows"]
     times: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(args.repeats):
+    for turn in range(repeats):
         ran = False
         workload = setting.draw(turn)
         order = list(engines.items())
         for name, engine in order if turn % 2 == 0 else order[::-1]:
             start = time.perf_counter()
-            # Whoever is too slow for another turn has had its last; what is compared are turns that both had.
-            if times[name] and deadline and start + times[name][-1] > deadline:
+            if times[name] and start + times[name][-1] > deadline:
                 continue
             ran = True
             try:
@@ -180,9 +182,7 @@ def _take_turns(
             times[name].append(time.perf_counter() - start)
             report["rows"] = before + _rows(setting.label, workload, floor, times)
             keep(report)
-            print(
-                f"{setting.label} rows, turn {turn + 1}/{args.repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr
-            )
+            print(f"{setting.label} rows, turn {turn + 1}/{repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
         if not ran:
             break
 
