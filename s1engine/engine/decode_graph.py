@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 
@@ -23,15 +22,15 @@ def bucket_sizes(max_rows: int) -> list[int]:
 class DecodeGraphs:
     """Runs `step(size)`, captured where the device can.
 
-    step      enqueues a decode step of `size` rows and returns what it makes
+    step      enqueues a decode step of `size` rows; it leaves what it makes in memory that is there before and after
     max_rows  the largest size
     """
 
-    def __init__(self, step: Callable[[int], Tensor], max_rows: int, device: torch.device) -> None:
+    def __init__(self, step: Callable[[int], None], max_rows: int, device: torch.device) -> None:
         self.sizes = bucket_sizes(max_rows)
         self._step = step
         self._captures = device.type == "cuda"
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # One for all: a matrix library keeps a workspace for each stream that it has seen.
         self._stream = torch.cuda.Stream(device) if self._captures else None
 
@@ -39,13 +38,11 @@ class DecodeGraphs:
         """The number of rows that `rows` are rounded up to."""
         return next(size for size in self.sizes if size >= rows)
 
-    def replay(self, size: int) -> Tensor:
-        """Run the step; what it makes lies where it lay the last time."""
-        if not self._captures:
-            return self._step(size)
-        graph, made = self._graphs[size]
-        graph.replay()
-        return made
+    def replay(self, size: int) -> None:
+        if self._captures:
+            self._graphs[size].replay()
+        else:
+            self._step(size)
 
     @torch.inference_mode()
     def capture(self, pool: Any = None) -> Any:
@@ -64,7 +61,7 @@ class DecodeGraphs:
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=self._stream):
-                made = self._step(size)
+                self._step(size)
             pool = pool or graph.pool()
-            self._graphs[size] = (graph, made)
+            self._graphs[size] = graph
         return pool

@@ -119,7 +119,8 @@ class DeviceRunner:
         self._sample_slots = sample_slots if triton else slot_reference.sample_slots
         # The whole step for rows that need nothing special, and the step up to its logits for all others.
         self.graphs = DecodeGraphs(self._decode_step, rows, device)
-        self.logits_graphs = DecodeGraphs(self._decode_logits, rows, device)
+        self._logits = torch.empty(rows, config.vocab_size, dtype=config.dtype, device=device)
+        self.logits_graphs = DecodeGraphs(self._decode_to_logits, rows, device)
         self.logits_graphs.capture(pool=self.graphs.capture())
         if device.type == "cuda":
             self._warm_up_prefill()
@@ -153,24 +154,27 @@ class DeviceRunner:
         self._counter.fill_(-1)
         variant = self._variant(seqs)
         if any(seq.needs_host for seq in seqs):
-            logits = self.logits_graphs.replay(size)[: len(seqs)]
-            return self._sample_with_host(logits, seqs, self._rows[: len(seqs)])
+            self.logits_graphs.replay(size)
+            return self._sample_with_host(self._logits[: len(seqs)], seqs, self._rows[: len(seqs)])
         for _ in range(replays):
             if variant == Variant():
                 self.graphs.replay(size)
             else:
-                self._sample(self.logits_graphs.replay(size), self._rows[:size], variant)
+                self.logits_graphs.replay(size)
+                self._sample(self._logits[:size], self._rows[:size], variant)
         return self._fetch(replays, len(seqs))
 
     def _variant(self, seqs: list[Sequence]) -> Variant:
         fields = self.slots.fields[[seq.slot for seq in seqs]]
         return Variant(bool(fields[:, Field.HAS_PENALTIES].any()), bool(fields[:, Field.WANTS_LOGPROB].any()))
 
-    def _decode_step(self, size: int) -> Tensor:
+    def _decode_step(self, size: int) -> None:
         """A decode step of the slots in `_rows[:size]`, all of it on the device."""
-        logits = self._decode_logits(size)
-        self._sample(logits, self._rows[:size], Variant())
-        return logits
+        self._sample(self._decode_logits(size), self._rows[:size], Variant())
+
+    def _decode_to_logits(self, size: int) -> None:
+        """The same as far as its logits, which go to `_logits[:size]`."""
+        self._logits[:size] = self._decode_logits(size)
 
     def _decode_logits(self, size: int) -> Tensor:
         inputs, rows = self._inputs.narrow(size), self._rows[:size]
@@ -243,18 +247,18 @@ class DeviceRunner:
     @torch.inference_mode()
     def _warm_up_prefill(self) -> None:
         """Compile what prompts need, with one that is written nowhere."""
-        two = {"dtype": torch.int64, "device": self.device}
+        positions = torch.arange(2, device=self.device)
         one = torch.zeros(1, dtype=torch.int32, device=self.device)
         batch = SlotBatch(
-            positions=torch.arange(2, **two),
-            slot_mapping=torch.full((2,), -1, **two),
+            positions=positions,
+            slot_mapping=torch.full_like(positions, -1),
             block_tables=self.slots.device_block_tables,
             rows=one,
             context_lens=one + 2,
             prefill=(torch.cat((one, one + 2)), torch.zeros(1, 2, dtype=torch.int32, device=self.device)),
             rows_per_tile=self.rows_per_tile,
         )
-        self.model(torch.zeros(2, **two), batch, self.kv_cache)
+        self.model(torch.zeros_like(positions), batch, self.kv_cache)
 
     def _sample_with_host(self, logits: Tensor, seqs: list[Sequence], rows: Tensor) -> Results:
         """Sampling where the host edits logits or keeps them: it waits for the device, in every step."""

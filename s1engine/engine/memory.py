@@ -46,7 +46,8 @@ def step_bytes(model: ModelConfig, config: EngineConfig, max_model_len: int) -> 
     width = model.dtype.itemsize
     qkv = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     per_token = 2 * model.hidden_size * (4 + width) + width * (2 * qkv + 3 * model.intermediate_size)
-    logits = config.max_num_seqs * model.vocab_size * (width + 4)
+    # Logits of graphs, of prompts and in float32; occurrences of tokens, where there are penalties.
+    logits = config.max_num_seqs * model.vocab_size * (2 * width + 4 + 5)
     slots = config.max_num_seqs * 4 * (FIELD_WIDTH + PROGRAM_WIDTH + STATE_WIDTH + max_model_len)
     partials = config.max_num_seqs * -(-max_model_len // 256) * model.num_heads * (model.head_dim + 2) * 4
     return GPU_RESERVE_BYTES + 2 * per_token * config.max_num_batched_tokens + logits + slots + partials
