@@ -15,7 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels.attention_softmax_triton import LOG2_E, attend, merge, normalise
-from s1engine.kernels.attention_triton import DECODE_OPTIONS, DECODE_ROWS, DECODE_TILE, SPLIT_KEYS, tile_rows
+from s1engine.kernels.attention_triton import (
+    DECODE_OPTIONS,
+    DECODE_ROWS,
+    DECODE_TILE,
+    SPLIT_KEYS,
+    head_block,
+    tile_rows,
+)
 from s1engine.kernels.triton_build import Build, ModelShape
 
 # Query rows of a tile where speed counts and bits do not.
@@ -146,6 +153,11 @@ def prefill_kernel(
     tl.store(out + offsets, normalise(total, accumulator).to(out.dtype.element_ty), mask=mask)
 
 
+def fast_rows(dtype: torch.dtype) -> int:
+    """Query rows of a tile where speed counts and bits do not. With wider values than these, registers spill."""
+    return FAST_ROWS if dtype.itemsize == 2 else DECODE_ROWS
+
+
 def query_tokens_per_tile(heads: int, kv_heads: int, rows_per_tile: int) -> int:
     """Tokens of a query tile: as many as fit with all heads that share a key-value head, at least one."""
     return max(1, rows_per_tile // (heads // kv_heads))
@@ -172,7 +184,7 @@ def _tuning(
         "TILE": DECODE_TILE if by_splits or wide else FAST_TILE,
         "TOKENS": query_tokens_per_tile(heads, kv_heads, rows_per_tile),
         "ROWS": tile_rows(heads // kv_heads, rows_per_tile),
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_D": head_block(head_dim),
         "BY_SPLITS": by_splits,
     }
     if by_splits:
@@ -203,7 +215,7 @@ def paged_attention_prefill(
     query_start       int32 [S + 1]
     context_lens      int32 [S]: keys visible to the last token of each sequence, at least its tokens
     tiles             int32 [num_tiles, 2], of plan_prefill_tiles(query_start, query_tokens_per_tile(...))
-    rows_per_tile     a power of two: DECODE_ROWS for the bits of `paged_attention_decode`, else FAST_ROWS
+    rows_per_tile     a power of two: DECODE_ROWS for the bits of `paged_attention_decode`, else `fast_rows`
     split_keys        where rows_per_tile is DECODE_ROWS: as in decoding
     Returns [T, heads, D] in the dtype of `q`.
     """
@@ -241,8 +253,9 @@ def builds(shape: ModelShape, block_size: int = 16) -> list[Build]:
     values = dict.fromkeys(("q", "k_cache", "v_cache", "out"), f"*{shape.dtype}")
     tables = dict.fromkeys(("block_tables", "rows", "query_start", "context_lens", "tiles"), "*i32")
     result = []
+    wide = shape.dtype == "fp32"
     for name, rows_per_tile in (("fast", FAST_ROWS), ("by splits", DECODE_ROWS)):
-        constants, options = _tuning(shape.heads, shape.kv_heads, shape.head_dim, rows_per_tile, shape.dtype == "fp32")
+        constants, options = _tuning(shape.heads, shape.kv_heads, shape.head_dim, rows_per_tile, wide)
         constants |= {"HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "HEAD_DIM": shape.head_dim}
         constants |= {"BLOCK_SIZE": block_size, "SPLIT": SPLIT_KEYS}
         result.append(

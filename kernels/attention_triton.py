@@ -167,6 +167,11 @@ def tile_rows(group: int, rows_per_tile: int) -> int:
     return triton.next_power_of_2(max(rows_per_tile, group))
 
 
+def head_block(head_dim: int) -> int:
+    """Elements that a head is padded to: a power of two, and what the matrix units take at least."""
+    return triton.next_power_of_2(max(head_dim, 16))
+
+
 def paged_attention_decode(
     q: Tensor,
     k_cache: Tensor,
@@ -195,7 +200,7 @@ def paged_attention_decode(
     """
     batch, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = head_block(head_dim)
     out = torch.empty_like(q)
     decode_split_kernel[(_programs(q.device),)](
         q,
@@ -243,7 +248,7 @@ def builds(shape: ModelShape, block_size: int = 16) -> list[Build]:
     caches = {"q": values, "k_cache": values, "v_cache": values}
     tables = dict.fromkeys(("block_tables", "rows", "context_lens", "split_start", "work"), "*i32")
     sizes = {"num_rows": "i32", "table_stride": "i32", "block_stride": "i32", "scale": "fp32"}
-    constants = {"HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "BLOCK_D": triton.next_power_of_2(shape.head_dim)}
+    constants = {"HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "BLOCK_D": head_block(shape.head_dim)}
     return [
         Build(
             name="attention decode split",

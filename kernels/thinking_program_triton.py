@@ -132,7 +132,7 @@ def unpack(words, i, bits: tl.constexpr, mask):
     """Entry i of unsigned numbers of `bits` bits each, from the lowest bits of 32-bit words up."""
     per_word: tl.constexpr = 32 // bits
     word = tl.load(words + i // per_word, mask=mask, other=0)
-    return (word >> (bits * (i % per_word))) & ((1 << bits) - 1)
+    return (word >> (bits * (i & (per_word - 1)))) & ((1 << bits) - 1)
 
 
 @triton.jit

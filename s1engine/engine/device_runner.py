@@ -21,7 +21,7 @@ from s1engine.engine.request import Sequence
 from s1engine.engine.runner import PromptLogprobs, Sampled, copy_blocks
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.kernels import slot_reference
-from s1engine.kernels.attention_prefill_triton import FAST_ROWS, plan_prefill_tiles, query_tokens_per_tile
+from s1engine.kernels.attention_prefill_triton import fast_rows, plan_prefill_tiles, query_tokens_per_tile
 from s1engine.kernels.attention_triton import DECODE_ROWS, SPLIT_KEYS, decode_workspace
 from s1engine.kernels.decode_inputs_triton import allocate, build_decode_inputs
 from s1engine.kernels.registry import INTERPRETED
@@ -94,7 +94,7 @@ class DeviceRunner:
         self.model, self.kv_cache, self.slots, self.device = model, kv_cache, slots, device
         self.block_size = kv_cache.size(3)
         self.flash = flash
-        self.rows_per_tile = DECODE_ROWS if deterministic else FAST_ROWS
+        self.rows_per_tile = DECODE_ROWS if deterministic else fast_rows(config.dtype)
         self._tokens_per_tile = query_tokens_per_tile(config.num_heads, config.num_kv_heads, self.rows_per_tile)
         self._prompts = PromptLogprobs(model, valid_tokens, device)
         self._host = HostSampling(slots)

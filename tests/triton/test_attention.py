@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from s1engine.kernels.attention import paged_attention_reference
 from s1engine.kernels.attention_prefill_triton import (
     FAST_ROWS,
+    fast_rows,
     paged_attention_prefill,
     plan_prefill_tiles,
     query_tokens_per_tile,
@@ -275,7 +276,7 @@ def test_real_sizes(heads, kv_heads, head_dim, dtype, device, real_sizes):
     torch.manual_seed(5)
     lengths = [*random.Random(6).sample(range(1, 5000), 60), SPLIT_KEYS, SPLIT_KEYS + 1, 4096, 1]
     check_decode(heads, kv_heads, head_dim, 16, lengths, SPLIT_KEYS, dtype, device)
-    for rows_per_tile in (DECODE_ROWS, 64, FAST_ROWS):
+    for rows_per_tile in (DECODE_ROWS, fast_rows(dtype)):
         check_prefill(
             heads, kv_heads, head_dim, 16, [1000, 1, 130], [0, 2500, 70], rows_per_tile, dtype=dtype, device=device
         )
