@@ -160,7 +160,7 @@ def check_prefill(
 
 
 # Heads, key-value heads, head dimension, block size.
-SHAPES = [(2, 2, 16, 4), (4, 2, 24, 16), (4, 1, 64, 32), (5, 1, 16, 24), (7, 1, 24, 16), (8, 1, 32, 16)]
+SHAPES = [(2, 2, 16, 4), (4, 2, 24, 16), (4, 1, 64, 32), (5, 1, 16, 24), (7, 1, 24, 16), (8, 1, 32, 16), (3, 1, 8, 16)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
