@@ -61,6 +61,7 @@ class Sequence:
     seed: int
     tokens: list[int]
     limit: int
+    num_prompt: int = field(init=False)
     computed: int = 0
     ahead: int = 0
     end_ids: frozenset[int] = frozenset()  # ids that end it when sampled; EOS among them where no machine decides
@@ -84,17 +85,16 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt_token_ids)
+
     @property
     def known(self) -> int:
         return len(self.tokens)
 
     @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_output(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_token_ids)
+        return len(self.tokens) - self.num_prompt
 
     @property
     def num_certain_steps(self) -> int:

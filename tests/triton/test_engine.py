@@ -101,7 +101,7 @@ def bits(output: Any) -> list[tuple[int, float]]:
 def test_the_loop_never_waits_for_the_device(make_model: Callable[..., Path], device: torch.device) -> None:
     """Admission, prefill, decode, budgets, ends by EOS: torch raises at whatever would synchronise."""
     folder = make_model("qwen2", vocab_size=416, eos_token_id=None)
-    llm = make_llm(folder, device, max_num_seqs=16, kv_cache_memory=2**26, thinking_format="s1")
+    llm = make_llm(folder, device, max_num_seqs=16, kv_cache_memory=2**26)
     params = [
         SamplingParams(
             temperature=1.0, seed=i, max_tokens=20 + i, ignore_eos=bool(i % 2), logprobs=0 if i % 3 else None
