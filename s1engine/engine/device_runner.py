@@ -123,7 +123,7 @@ class DeviceRunner:
         self.logits_graphs = DecodeGraphs(self._decode_to_logits, rows, device)
         self.logits_graphs.capture(pool=self.graphs.capture())
         if device.type == "cuda":
-            self._warm_up_prefill()
+            self._warm_up()
 
     def needs_host(self, seq: Sequence) -> bool:
         return needs_host(seq)
@@ -245,8 +245,11 @@ class DeviceRunner:
         return self._fetch(1, len(seqs))
 
     @torch.inference_mode()
-    def _warm_up_prefill(self) -> None:
-        """Compile what prompts need, with one that is written nowhere."""
+    def _warm_up(self) -> None:
+        """Compile what graphs do not hold, so that no request waits for it: with a prompt and rows that leave no trace.
+
+        That is attention of prompts, and the sampler for penalties, for logprobs, and for logits that the host edited.
+        """
         positions = torch.arange(2, device=self.device)
         one = torch.zeros(1, dtype=torch.int32, device=self.device)
         batch = SlotBatch(
@@ -259,6 +262,14 @@ class DeviceRunner:
             rows_per_tile=self.rows_per_tile,
         )
         self.model(torch.zeros_like(positions), batch, self.kv_cache)
+        padding = torch.full_like(one, -1)
+        occurrences = {"prompt_mask": one.clone(), "output_counts": one.clone()}
+        self._counter.fill_(0)
+        for table in (self.slots.tensors, replace(self.slots.tensors, **occurrences)):
+            for logits in (self._logits[:1], self._logits[:1].float()):
+                self._sample_slots(
+                    logits, self._valid_words, table, padding, self._sampler, self._results, self._counter, True
+                )
 
     def _sample_with_host(self, logits: Tensor, seqs: list[Sequence], rows: Tensor) -> Results:
         """Sampling where the host edits logits or keeps them: it waits for the device, in every step."""

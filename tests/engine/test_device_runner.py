@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripted_device import by_reference, run_cases
 from standin import (
     FORMAT,
@@ -92,6 +93,20 @@ def test_tokens_and_logprobs_are_those_of_the_cpu_path(model_folder: Callable[..
             assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason)
             assert one.forced_mask == other.forced_mask and one.banned_mask == other.banned_mask
             assert one.logprobs is None or _close(one.logprobs, other.logprobs)
+
+
+def test_warming_up_leaves_no_trace(model_folder: Callable[..., Path]) -> None:
+    """It runs on a GPU alone, when an engine is made."""
+    llm = LLM(str(model_folder("qwen3")), device="cpu", attention_backend="triton", max_num_seqs=4)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    want = [output.outputs[0].token_ids for output in llm.generate([[5, 6, 7], [9] * 20], params, use_tqdm=False)]
+    runner = llm.engine.core.runner
+    before = [runner.kv_cache.clone(), *(t.clone() for t in vars(runner.slots.tensors).values() if t is not None)]
+    runner._warm_up()
+    after = [runner.kv_cache, *(t for t in vars(runner.slots.tensors).values() if t is not None)]
+    assert all(map(torch.equal, before, after))
+    again = [output.outputs[0].token_ids for output in llm.generate([[5, 6, 7], [9] * 20], params, use_tqdm=False)]
+    assert again == want
 
 
 def _close(entries: Any, others: Any) -> bool:

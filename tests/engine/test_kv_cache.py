@@ -47,7 +47,7 @@ def test_matching_hashes_lazily() -> None:
     class Counting(list[int]):
         read = 0
 
-        def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        def __getitem__(self, key):
             result = super().__getitem__(key)
             Counting.read += len(result) if isinstance(key, slice) else 1
             return result
@@ -374,7 +374,7 @@ def test_cost_does_not_grow_with_the_cache() -> None:
             cache.free(filled(cache, [rng.randrange(1000) for _ in range(128)]))
         count = 0
 
-        def trace(frame, event, arg):  # type: ignore[no-untyped-def]
+        def trace(frame, event, arg):
             nonlocal count
             count += event == "line"
             return trace

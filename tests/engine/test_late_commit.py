@@ -29,7 +29,7 @@ def launches(llm: LLMEngine) -> list[Plan]:
     """Plans as they are launched, from now on."""
     seen: list[Plan] = []
     launch = llm.core.runner.launch
-    llm.core.runner.launch = lambda plan: (seen.append(plan), launch(plan))[1]  # type: ignore[method-assign]
+    llm.core.runner.launch = lambda plan: (seen.append(plan), launch(plan))[1]
     return seen
 
 

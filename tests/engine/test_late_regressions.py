@@ -62,7 +62,7 @@ def test_answer_now_outside_inference_mode() -> None:
 def test_a_request_that_needs_the_host_takes_one_step_at_a_time(backend: str) -> None:
     llm = engine(StandIn(), 0, 1, 8, attention_backend=backend, max_num_seqs=4)
     plans, launch = [], llm.core.runner.launch
-    llm.core.runner.launch = lambda plan: (plans.append(plan), launch(plan))[1]  # type: ignore[method-assign]
+    llm.core.runner.launch = lambda plan: (plans.append(plan), launch(plan))[1]
     params = SamplingParams(temperature=1.0, seed=3, max_tokens=20, logprobs=2, ignore_eos=True)
     llm.add_request("r", {"prompt_token_ids": [20, 21]}, params)
     while llm.has_unfinished_requests():
@@ -102,7 +102,7 @@ def test_too_few_blocks_cost_no_more_launches_than_without_looking_ahead(block_s
             max_num_batched_tokens=4096,
         )
         plans, launch = [], llm.core.runner.launch
-        llm.core.runner.launch = lambda plan, to=plans, launch=launch: (to.append(plan), launch(plan))[1]  # type: ignore
+        llm.core.runner.launch = lambda plan, to=plans, launch=launch: (to.append(plan), launch(plan))[1]
         rng = random.Random(1)
         for seed in range(32):
             prompt = [14 + rng.randrange(8) for _ in range(rng.randrange(5, 60))]

@@ -159,7 +159,7 @@ def test_bad_settings(model_folder: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="max_model_len=400: the KV cache holds"):
         LLM(folder, max_model_len=400, kv_cache_memory=2**16)
     with pytest.raises(TypeError, match="swap_space"):
-        LLM(folder, swap_space=4)  # type: ignore[call-arg]
+        LLM(folder, swap_space=4)
 
 
 def test_stop_strings_across_tokens(llm: LLM) -> None:

@@ -43,7 +43,7 @@ def flash_attn_varlen_func(
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flash_attn")
-    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    module.flash_attn_varlen_func = flash_attn_varlen_func
     monkeypatch.setitem(sys.modules, "flash_attn", module)
 
 

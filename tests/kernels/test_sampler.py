@@ -234,7 +234,7 @@ def test_ties_are_kept_or_dropped_together() -> None:
     logits = torch.tensor([[3.0, 2.0, 3.0, 2.0, 2.0, 0.0]])
 
     def kept(**options: float) -> list[int]:
-        return torch.nonzero(processed_logits(logits, make_batch(1, **options))[0].isfinite()).flatten().tolist()  # type: ignore[arg-type]
+        return torch.nonzero(processed_logits(logits, make_batch(1, **options))[0].isfinite()).flatten().tolist()
 
     assert kept(top_k=1) == [0, 2]
     assert kept(top_k=2) == [0, 2]
@@ -274,7 +274,7 @@ def test_unusual_rows() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [-math.inf] * 3, [-math.inf, -5.0, -math.inf]])
     temperature = torch.tensor([1e-45, 1e-20, 1.0, 1.0])
     for options in ({}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.5, "min_p": 0.1}):
-        batch = make_batch(4, temperature=temperature, seeds=torch.arange(4), **options)  # type: ignore[arg-type]
+        batch = make_batch(4, temperature=temperature, seeds=torch.arange(4), **options)
         assert sample(logits, batch).tolist() == [1, 1, 0, 1]
         assert processed_logits(logits, batch)[:2].log_softmax(1)[:, 1].tolist() == [0.0, 0.0]
     assert sample(torch.empty(0, 7), make_batch(0)).shape == (0,)
@@ -300,7 +300,7 @@ def test_frequencies_are_probabilities(varied: str, options: dict[str, float]) -
     """Chi-square of 60000 draws over 80 tokens; inputs are fixed, so it never wavers."""
     draws, vocab = 60_000, 80
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(4)) * 1.5
-    batch = make_batch(draws, **options, **{varied: torch.arange(draws)})  # type: ignore[arg-type]
+    batch = make_batch(draws, **options, **{varied: torch.arange(draws)})
     tokens = sample(logits.expand(draws, vocab).contiguous(), batch)
     counts = torch.bincount(tokens, minlength=vocab)
     probabilities = processed_logits(logits, select(batch, slice(0, 1)))[0].softmax(0)

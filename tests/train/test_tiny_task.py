@@ -72,7 +72,7 @@ def test_every_training_trace_is_of_the_train_split() -> None:
 
 def test_bad_split_and_count_are_refused() -> None:
     with pytest.raises(ValueError, match="split is 'dev'"):
-        problems("dev", 3)  # type: ignore[arg-type]
+        problems("dev", 3)
     with pytest.raises(ValueError, match="n is -1"):
         problems("test", -1)
 

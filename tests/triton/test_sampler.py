@@ -179,7 +179,7 @@ def test_a_broken_model_gives_some_token(device: torch.device) -> None:
     logits[2:, 50:] = 1.0
     slots = Slots(4, 600)
     for slot, options in enumerate([{"top_p": 0.5}, {"top_k": 3}, {"top_p": 0.2, "min_p": 0.1}, {"top_k": 9}]):
-        slots.set(slot, **options)  # type: ignore[arg-type]
+        slots.set(slot, **options)
     assert all(0 <= token < 600 for token in slots.sample(logits.to(device), [0, 1, 2, 3])[:, Result.TOKEN])
 
 
