@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels.attention_softmax_triton import LOG2_E, attend, merge, normalise
+from s1engine.kernels.slot_attention import SPLIT_KEYS
 from s1engine.kernels.triton_build import Build, ModelShape
 
-SPLIT_KEYS = 256
 # Rows of the smallest tile that the matrix units take. Decoding has no more rows than heads that share a key.
 DECODE_ROWS = 16
 # Keys of one step of the loop, the same in decoding and in a prompt's attention where bits matter.

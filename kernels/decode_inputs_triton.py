@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels.slot_layout import FIELD_WIDTH, Field
+from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_ROWS, Field
 from s1engine.kernels.triton_build import Build, ModelShape
-
-MAX_ROWS = 1024
 
 _TILE = 4096  # work items written at a time
 _WARPS = 8

@@ -12,6 +12,9 @@ from torch import Tensor
 from s1engine.kernels.attention import paged_attention_reference
 from s1engine.kernels.registry import register
 
+# Keys of one split of a row's attention, whatever the batch: so the order of its sums does not depend on others.
+SPLIT_KEYS = 256
+
 
 def _decode(
     q: Tensor,

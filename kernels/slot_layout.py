@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+MAX_ROWS = 1024  # of a step: one program builds the inputs of all
 MAX_STOP_IDS = 16
 MAX_BIASES = 32
 
@@ -19,7 +20,7 @@ class Field(IntEnum):
     LIMIT = 1  # tokens at most
     ACTIVE = 2  # 0: ended on the device; further steps leave the row as it is and yield no token
     MIN_LENGTH = 3  # until LENGTH reaches it, the stop ids are banned
-    PROMPT_LENGTH = 4
+    WANTS_LOGPROB = 4  # 1: LOGPROB and RANK of the result are filled
     HAS_MACHINE = 5  # 1: the thinking machine steps this row
     RESERVE = 6  # tokens kept free for separator, close and answer; 0: none
     USER_CAP = 7  # thinking tokens at most before room was reserved; -1: no limit
@@ -33,10 +34,9 @@ class Field(IntEnum):
     PRESENCE = 15  # float32 bits; 0 is off
     FREQUENCY = 16  # float32 bits; 0 is off
     HAS_PENALTIES = 17
-    WANTS_LOGPROB = 18  # 1: LOGPROB and RANK of the result are filled
-    NUM_BIASES = 19
-    NUM_STOPS = 20  # of them the first NUM_STOPS columns from STOPS on are used
-    STOPS = 21  # token ids that end the row when they are sampled; EOS among them where no machine decides about it
+    NUM_BIASES = 18
+    NUM_STOPS = 19  # of them the first NUM_STOPS columns from STOPS on are used
+    STOPS = 20  # token ids that end the row when they are sampled; EOS among them where no machine decides about it
 
 
 FIELD_WIDTH = 40  # the columns above, MAX_STOP_IDS stop ids, and an even width: SEED_LOW and SEED_HIGH make one int64

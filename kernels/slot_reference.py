@@ -14,9 +14,9 @@ from torch import Tensor
 
 from s1engine.kernels.logprobs import token_logprobs
 from s1engine.kernels.penalties import apply_penalties
-from s1engine.kernels.sampler import SamplingBatch, sample
+from s1engine.kernels.sampler import sample
 from s1engine.kernels.slot_layout import Field, Result
-from s1engine.kernels.slot_step import advance_slots
+from s1engine.kernels.slot_step import advance_slots, sampling_batch
 from s1engine.thinking.layout import OUT_WIDTH, Out, State
 from s1engine.thinking.program import banned_ids
 from s1engine.thinking.stepper import step
@@ -80,7 +80,7 @@ def sample_slots(
         raw.masked_fill_(~_bits(valid_words[None], raw.size(1)), -math.inf)
     edited = raw.clone()
     banned = _edit(edited, table, slots)
-    sampled = sample(edited, _batch(fields[slots])).numpy().astype(np.int32)
+    sampled = sample(edited, sampling_batch(fields[slots])).numpy().astype(np.int32)
 
     before = fields[slots, Field.LENGTH].copy()
     stepped = np.zeros((len(slots), OUT_WIDTH), np.int32)
@@ -104,23 +104,6 @@ def sample_slots(
 def _bits(words: Tensor, count: int) -> Tensor:
     """bool [R, count] of int32 words [R, ceil(count / 32)]."""
     return (words.unsqueeze(2) >> torch.arange(32) & 1).flatten(1)[:, :count].bool()
-
-
-def _batch(fields: np.ndarray) -> SamplingBatch:
-    real = fields.view(np.float32)
-    seeds = np.ascontiguousarray(fields[:, Field.SEED_LOW : Field.SEED_HIGH + 1]).view(np.int64)[:, 0]
-    return SamplingBatch(
-        temperature=torch.from_numpy(real[:, Field.TEMPERATURE].copy()),
-        top_k=torch.from_numpy(fields[:, Field.TOP_K].astype(np.int64)),
-        top_p=torch.from_numpy(real[:, Field.TOP_P].copy()),
-        min_p=torch.from_numpy(real[:, Field.MIN_P].copy()),
-        seeds=torch.from_numpy(seeds),
-        positions=torch.from_numpy(fields[:, Field.LENGTH].astype(np.int64)),
-        all_greedy=False,
-        any_top_k=True,
-        any_top_p=True,
-        any_min_p=True,
-    )
 
 
 def _edit(logits: Tensor, table: SlotTensors, slots: np.ndarray) -> np.ndarray:

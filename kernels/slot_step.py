@@ -1,14 +1,36 @@
-"""What a sampled token does to its slot, once the thinking machine had its say: in numpy, for the CPU, as reference."""
+"""A slot's part in sampling: how it is sampled, and what a token does to it; in numpy, for the CPU and as reference."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from s1engine.kernels.sampler import SamplingBatch
 from s1engine.kernels.slot_layout import RESULT_WIDTH, Field, Result
 from s1engine.thinking.layout import Flag, Header, State
 
 Array = npt.NDArray[np.int32]
+
+
+def sampling_batch(fields: Array) -> SamplingBatch:
+    """How the slots with these `fields`, int32 [R, FIELD_WIDTH], are sampled, each at its next position."""
+    real = fields.view(np.float32)
+    temperature, top_p, min_p = (real[:, c].copy() for c in (Field.TEMPERATURE, Field.TOP_P, Field.MIN_P))
+    top_k = fields[:, Field.TOP_K].astype(np.int64)
+    seeds = np.ascontiguousarray(fields[:, Field.SEED_LOW : Field.SEED_HIGH + 1]).view(np.int64)[:, 0]
+    return SamplingBatch(
+        temperature=torch.from_numpy(temperature),
+        top_k=torch.from_numpy(top_k),
+        top_p=torch.from_numpy(top_p),
+        min_p=torch.from_numpy(min_p),
+        seeds=torch.from_numpy(seeds),
+        positions=torch.from_numpy(fields[:, Field.LENGTH].astype(np.int64)),
+        all_greedy=not temperature.any(),
+        any_top_k=bool(top_k.any()),
+        any_top_p=bool((top_p < 1).any()),
+        any_min_p=bool(min_p.any()),
+    )
 
 
 def advance_slots(

@@ -58,7 +58,7 @@ class HostClock:
         self._engine, self._wait, self._clock = engine, wait, clock
         self._spent = dict.fromkeys((*PARTS, "wait"), 0.0)
         self._plan: Any = None
-        core = engine.core
+        core: Any = engine.core  # whose methods are replaced
         schedule, launch = self._timed("schedule", core.scheduler.schedule), self._timed("launch", core.runner.launch)
 
         def kept_launch(plan: Any) -> Any:
@@ -71,8 +71,8 @@ class HostClock:
 
             return SimpleNamespace(collect=collect)
 
-        core.scheduler.schedule = schedule  # type: ignore[method-assign]
-        core.runner.launch = kept_launch  # type: ignore[method-assign]
+        core.scheduler.schedule = schedule
+        core.runner.launch = kept_launch
 
     def _timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -146,19 +146,6 @@ class KVCache:
             table.last_hash = digest
             table.num_registered = index + 1
 
-    def rewind(self, table: BlockTable, num_tokens: int) -> None:
-        """Keep the blocks that cover positions [0, num_tokens) and free the rest.
-
-        Raises ValueError if that reaches below the table's final blocks or beyond its last block.
-        """
-        low, high = table.num_registered * self.block_size, len(table.blocks) * self.block_size
-        if not low <= num_tokens <= high:
-            raise ValueError(f"num_tokens={num_tokens}: this table can be rewound to {low} (final) .. {high} tokens")
-        keep = -(-num_tokens // self.block_size)
-        for block in reversed(table.blocks[keep:]):
-            self._release(block)
-        del table.blocks[keep:]
-
     def fork(self, table: BlockTable, num_tokens: int) -> BlockTable:
         """A new table that shares the blocks which cover positions [0, num_tokens) of `table`.
 

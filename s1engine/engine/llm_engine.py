@@ -18,6 +18,7 @@ from s1engine.engine.slots import SlotTable
 from s1engine.engine.thinking import answer_now
 from s1engine.engine.torch_runner import TorchRunner
 from s1engine.kernels.attention_flash import unusable_because
+from s1engine.kernels.slot_layout import MAX_ROWS
 from s1engine.models import CausalLM, load_model
 from s1engine.models.config import ModelConfig
 from s1engine.outputs import RequestOutput
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from s1engine.engine.device_runner import DeviceRunner
 
 logger = logging.getLogger(__name__)
-
-MAX_GPU_ROWS = 1024  # one program builds the inputs of all rows
 
 
 class LLMEngine:
@@ -53,10 +52,8 @@ class LLMEngine:
         if device == "auto" and isinstance(model, torch.nn.Module):
             device = next(model.parameters()).device.type  # where it lies already
         self.device = resolve_device(device, self.config.attention_backend)
-        if self.device.type == "cuda" and self.config.max_num_seqs > MAX_GPU_ROWS:
-            raise ValueError(
-                f"max_num_seqs={self.config.max_num_seqs}: a step on a GPU has at most {MAX_GPU_ROWS} rows"
-            )
+        if self.device.type == "cuda" and self.config.max_num_seqs > MAX_ROWS:
+            raise ValueError(f"max_num_seqs={self.config.max_num_seqs}: a step on a GPU has at most {MAX_ROWS} rows")
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
             self.model = load_model(name, dtype=dtype, device=self.device, row_invariant=self.config.deterministic)

@@ -7,6 +7,7 @@ import os
 import torch
 
 from s1engine.config import EngineConfig
+from s1engine.kernels.slot_attention import SPLIT_KEYS
 from s1engine.kernels.slot_layout import FIELD_WIDTH
 from s1engine.models.config import ModelConfig
 from s1engine.thinking.layout import PROGRAM_WIDTH, STATE_WIDTH
@@ -49,7 +50,7 @@ def step_bytes(model: ModelConfig, config: EngineConfig, max_model_len: int) -> 
     # Logits of graphs, of prompts and in float32; occurrences of tokens, where there are penalties.
     logits = config.max_num_seqs * model.vocab_size * (2 * width + 4 + 5)
     slots = config.max_num_seqs * 4 * (FIELD_WIDTH + PROGRAM_WIDTH + STATE_WIDTH + max_model_len)
-    partials = config.max_num_seqs * -(-max_model_len // 256) * model.num_heads * (model.head_dim + 2) * 4
+    partials = config.max_num_seqs * -(-max_model_len // SPLIT_KEYS) * model.num_heads * (model.head_dim + 2) * 4
     return GPU_RESERVE_BYTES + 2 * per_token * config.max_num_batched_tokens + logits + slots + partials
 
 

@@ -8,11 +8,11 @@ what a step changes (lengths, tokens, thinking states) it reads back only where 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from s1engine.engine.request import Sequence
 from s1engine.kernels.sampler import SamplingBatch
 from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_STOP_IDS, Field
+from s1engine.kernels.slot_step import sampling_batch
 from s1engine.thinking.layout import PROGRAM_WIDTH, STATE_WIDTH, State
 
 
@@ -56,7 +56,6 @@ class SlotTable:
         row = np.zeros(FIELD_WIDTH, np.int32)
         real = row.view(np.float32)
         row[Field.LENGTH], row[Field.LIMIT], row[Field.ACTIVE] = seq.known, seq.limit, 1
-        row[Field.PROMPT_LENGTH] = seq.num_prompt
         row[Field.SEED_LOW : Field.SEED_HIGH + 1].view(np.int64)[:] = seq.seed
         real[Field.TEMPERATURE], real[Field.TOP_P], real[Field.MIN_P] = params.temperature, params.top_p, params.min_p
         row[Field.TOP_K] = max(params.top_k, 0)
@@ -101,20 +100,4 @@ class SlotTable:
 
     def sampling_batch(self, rows: np.ndarray) -> SamplingBatch:
         """The sampler's view of slots `rows` [R], each sampling at its next position."""
-        fields = self.fields[rows]
-        real = fields.view(np.float32)
-        temperature, top_p, min_p = (real[:, c].copy() for c in (Field.TEMPERATURE, Field.TOP_P, Field.MIN_P))
-        top_k = fields[:, Field.TOP_K].astype(np.int64)
-        seeds = np.ascontiguousarray(fields[:, Field.SEED_LOW : Field.SEED_HIGH + 1]).view(np.int64)[:, 0]
-        return SamplingBatch(
-            temperature=torch.from_numpy(temperature),
-            top_k=torch.from_numpy(top_k),
-            top_p=torch.from_numpy(top_p),
-            min_p=torch.from_numpy(min_p),
-            seeds=torch.from_numpy(seeds),
-            positions=torch.from_numpy(fields[:, Field.LENGTH].astype(np.int64)),
-            all_greedy=not temperature.any(),
-            any_top_k=bool(top_k.any()),
-            any_top_p=bool((top_p < 1).any()),
-            any_min_p=bool(min_p.any()),
-        )
+        return sampling_batch(self.fields[rows])

@@ -79,7 +79,7 @@ def test_a_row_has_the_same_bits_in_every_batch(device, size, dtype):
 @pytest.mark.parametrize("size", [3072, 4864, 14336, 27648])
 def test_real_sizes(device, real_sizes, rows, size):
     if not real_sizes:
-        pytest.skip("needs a GPU")
+        pytest.skip("sizes of real models, too slow in the interpreter: on a GPU only")
     check(drawn(rows, size, 0, device, torch.bfloat16), False)
 
 

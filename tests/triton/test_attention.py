@@ -284,7 +284,7 @@ def test_real_sizes(heads, kv_heads, head_dim, dtype, device, real_sizes):
 
 def test_cache_of_more_elements_than_int32_counts(device, real_sizes):
     if not real_sizes:
-        pytest.skip("takes gigabytes")
+        pytest.skip("a cache of 2**31 elements: on a GPU only")
     torch.manual_seed(7)
     heads, kv_heads, head_dim, block_size, length = 32, 8, 128, 16, 600
     blocks = (1 << 31) // (block_size * kv_heads * head_dim) + 100
@@ -302,7 +302,7 @@ def test_cache_of_more_elements_than_int32_counts(device, real_sizes):
 
 def test_a_graph_takes_the_lengths_of_each_replay(dtype, device, real_sizes):
     if not real_sizes:
-        pytest.skip("CUDA graphs need a GPU")
+        pytest.skip("captures CUDA graphs: on a GPU only")
     torch.manual_seed(8)
     contexts = [300, 20, 1000]
     cache = Cache.of(contexts, 8, 128, 16, dtype, device)

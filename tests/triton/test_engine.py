@@ -17,7 +17,7 @@ from s1engine import LLM, SamplingParams, ThinkingBudget
 @pytest.fixture
 def needs_gpu(device: torch.device) -> None:
     if device.type != "cuda":
-        pytest.skip("what it looks at is there on a GPU alone")
+        pytest.skip("CUDA graphs and device synchronisation: on a GPU only")
 
 
 def make_llm(folder: Path, device: torch.device, **settings: Any) -> LLM:

@@ -99,7 +99,7 @@ def test_strided_rows(device):
 @pytest.mark.parametrize("rows", [1, 37, 8192])
 def test_real_sizes(device, real_sizes, rows, size):
     if not real_sizes:
-        pytest.skip("needs a GPU")
+        pytest.skip("sizes of real models, too slow in the interpreter: on a GPU only")
     residual = drawn(rows, size, seed=0, device=device) * 10
     x = drawn(rows, size, seed=1, device=device, dtype=torch.bfloat16)
     weight = drawn(size, seed=2, device=device, dtype=torch.bfloat16)

@@ -156,7 +156,7 @@ def test_places_beyond_32_bits(device, real_sizes):
 )
 def test_real_sizes(device, real_sizes, heads, kv_heads, head_dim, normed, rows):
     if not real_sizes:
-        pytest.skip("needs a GPU")
+        pytest.skip("sizes of real models, too slow in the interpreter: on a GPU only")
     Case(rows, heads, kv_heads, head_dim, normed, torch.bfloat16, device, seed=0, block_size=16).check()
 
 
