@@ -207,11 +207,8 @@ class DeviceRunner:
         slots = np.array([c.seq.slot for c in chunks], np.int32)
         lengths = np.array([c.length for c in chunks])
         starts = np.array([c.start for c in chunks])
-        query_start = np.concatenate(([0], np.cumsum(lengths)))
-        owner = np.repeat(slots, lengths)
-        positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, lengths)
-        blocks = table.block_tables[owner, positions // self.block_size].astype(np.int64)
-        tiles = plan_prefill_tiles(query_start.tolist(), self._tokens_per_tile)
+        query_start, positions, places, token_ids = table.lay_out(slots, starts, lengths, self.block_size)
+        tiles = plan_prefill_tiles(query_start, self._tokens_per_tile)
         contexts = starts + lengths
         flash = None
         if self.flash:
@@ -219,23 +216,25 @@ class DeviceRunner:
             flash = (to_device(key_start, device), int(lengths.max()), int(contexts.max()))
         batch = SlotBatch(
             positions=to_device(positions, device),
-            slot_mapping=to_device(blocks * self.block_size + positions % self.block_size, device),
+            slot_mapping=to_device(places, device),
             block_tables=table.device_block_tables,
             rows=to_device(slots, device),
             context_lens=to_device(contexts.astype(np.int32), device),
-            prefill=(to_device(query_start.astype(np.int32), device), to_device(np.array(tiles, np.int32), device)),
+            prefill=(
+                to_device(np.array(query_start, np.int32), device),
+                to_device(np.array(tiles, np.int32), device),
+            ),
             rows_per_tile=self.rows_per_tile,
             flash=flash,
         )
-        token_ids = to_device(table.tokens[owner, positions].astype(np.int64), device)
-        hidden = self.model(token_ids, batch, self.kv_cache)
-        for chunk, start in zip(chunks, query_start.tolist(), strict=False):
+        hidden = self.model(to_device(token_ids, device), batch, self.kv_cache)
+        for chunk, start in zip(chunks, query_start, strict=False):
             if chunk.seq.request.prompt_logprobs is not None:
                 self._prompts.extend(chunk, hidden[start : start + chunk.length])
         seqs = [c.seq for c in chunks if c.samples]
         if not seqs:
             return Results(torch.empty(1, 0, RESULT_WIDTH, dtype=torch.int32), None, [])
-        last = query_start[1:][[c.samples for c in chunks]] - 1
+        last = np.array([end - 1 for c, end in zip(chunks, query_start[1:], strict=True) if c.samples])
         logits = self.model.lm_head(hidden[to_device(last, device)])
         rows = to_device(np.array([seq.slot for seq in seqs], np.int32), device)
         self._counter.fill_(0)

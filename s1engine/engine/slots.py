@@ -98,6 +98,21 @@ class SlotTable:
     def _write_blocks(self, slot: int, start: int, blocks: list[int]) -> None:
         self.block_tables[slot, start : start + len(blocks)] = blocks
 
+    def lay_out(
+        self, slots: np.ndarray, starts: np.ndarray, lengths: np.ndarray, block_size: int
+    ) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+        """Chunks end to end: tokens [starts, starts + lengths) of each of `slots`, all three [S].
+
+        Returns where each chunk begins, [S + 1], and of all T tokens, int64 [T]: positions, places of their keys and
+        values in the cache, and ids.
+        """
+        query_start = [0, *np.cumsum(lengths).tolist()]
+        owner = np.repeat(slots, lengths)
+        positions = np.arange(query_start[-1]) - np.repeat(np.array(query_start[:-1]) - starts, lengths)
+        blocks = self.block_tables[owner, positions // block_size].astype(np.int64)
+        token_ids = self.tokens[owner, positions].astype(np.int64)
+        return query_start, positions, blocks * block_size + positions % block_size, token_ids
+
     def sampling_batch(self, rows: np.ndarray) -> SamplingBatch:
         """The sampler's view of slots `rows` [R], each sampling at its next position."""
         return sampling_batch(self.fields[rows])

@@ -92,15 +92,12 @@ class TorchRunner:
         starts = np.array([c.start for c in chunks])
         decodes = np.array([c.samples and c.length == 1 for c in chunks])
         starts[decodes] = self.slots.fields[slots[decodes], Field.LENGTH] - 1
-        query_start = [0, *np.cumsum(lengths).tolist()]
-        owner = np.repeat(slots, lengths)
-        positions = np.arange(query_start[-1]) - np.repeat(np.array(query_start[:-1]) - starts, lengths)
-        blocks = self.slots.block_tables[owner, positions // self.block_size].astype(np.int64)
+        query_start, positions, places, token_ids = self.slots.lay_out(slots, starts, lengths, self.block_size)
         context = starts + lengths
         num_blocks = -(-int(context.max()) // self.block_size)
         batch = PackedBatch(
             positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(blocks * self.block_size + positions % self.block_size),
+            slot_mapping=torch.from_numpy(places),
             query_start=torch.tensor(query_start, dtype=torch.int32),
             query_start_list=query_start,
             context_lens=torch.from_numpy(context.astype(np.int32)),
@@ -108,7 +105,7 @@ class TorchRunner:
             block_tables=torch.from_numpy(self.slots.block_tables[slots, :num_blocks]),
             num_decodes=int((lengths == 1).sum()),
         )
-        return torch.from_numpy(self.slots.tokens[owner, positions].astype(np.int64)), batch
+        return torch.from_numpy(token_ids), batch
 
     def _sample(self, logits: Tensor, seqs: list[Sequence]) -> tuple[list[list[int]], list[dict[int, Logprob] | None]]:
         table = self.slots
