@@ -47,8 +47,9 @@ class Slots:
         self.bias_values = np.full((count, MAX_BIASES), -math.inf, np.float32)
         self.prompt_mask = np.full((count, vocab), True) if penalties else None
         self.output_counts = np.full((count, vocab), POISON, np.int32) if penalties else None
+        self.prompt_lengths = np.full(count, 5)
         plain = {
-            "length": 8, "limit": max_len, "active": 1, "min_length": 0, "prompt_length": 5, "has_machine": 0,
+            "length": 8, "limit": max_len, "active": 1, "min_length": 0, "has_machine": 0,
             "reserve": 0, "user_cap": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
             "repetition": 1.0, "presence": 0.0, "frequency": 0.0, "has_penalties": 0, "wants_logprob": 0,
             "num_biases": 0, "num_stops": 0,
@@ -85,7 +86,7 @@ class Slots:
         """And count the slot's tokens."""
         assert self.prompt_mask is not None and self.output_counts is not None
         self.set(slot, has_penalties=1, repetition=repetition, presence=presence, frequency=frequency)
-        prompt, length = self.get(slot, "prompt_length"), self.get(slot, "length")
+        prompt, length = self.prompt_lengths[slot], self.get(slot, "length")
         self.prompt_mask[slot] = False
         self.prompt_mask[slot, self.tokens[slot, :prompt]] = True
         self.output_counts[slot] = np.bincount(self.tokens[slot, prompt:length], minlength=self.vocab)

@@ -49,10 +49,10 @@ def thinking_slots(count: int, rng: np.random.Generator, penalties: bool) -> tup
         slots.states[slot], known, _ = steps[done]
         slots.tokens[slot, : len(known)] = known
         room = int(rng.integers(1, 12))
+        slots.prompt_lengths[slot] = len(prompt)
         slots.set(
             slot,
             length=len(known),
-            prompt_length=len(prompt),
             limit=len(known) + room,
             has_machine=int(rng.random() < 0.85),
             reserve=int(rng.choice([0, 2, 5])),
