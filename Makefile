@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 UNDER := $(addprefix -c ,$(CONSTRAINTS))
 NATIVE := $(wildcard csrc/*/*.cpp csrc/include/*/*.h csrc/*/*.h)
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help demo test test-long sanitize lint clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## +/make \1: /p' Makefile
@@ -23,6 +23,14 @@ test-long: lint  ## the same with the slow tests; S1ENGINE_TEST_DATA names the f
 	$(BIN)/python -m pytest -m ""
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "" tests/triton
 
+# AddressSanitizer and UBSan in a build of its own; their runtime has to be loaded before python's own memory is.
+sanitize: $(VENV)/dev.stamp  ## the C++ operators under AddressSanitizer and UBSan
+	S1ENGINE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1" \
+		$(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 S1ENGINE_OPS=$$(ls build/sanitize/s1engine/_ops*.so) \
+		$(BIN)/python -m pytest tests/csrc
+
 # mypy sees `kernels`, `train` and `bench` under `s1engine` through links, as an installed wheel has them.
 lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -31,7 +39,7 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/mypy
 
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build s1engine.egg-info s1engine/_native*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) build s1engine.egg-info s1engine/_native*.so s1engine/_ops*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
@@ -41,8 +49,8 @@ $(BIN)/python:
 # a failed build must not leave a stale one in its place.
 $(VENV)/%.stamp: setup.py pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
 	$(PIP) install $(UNDER) torch setuptools
-	rm -f s1engine/_native*.so
+	rm -f s1engine/_native*.so s1engine/_ops*.so
 	$(PIP) install $(UNDER) --no-build-isolation -e '.[$*]'
-	@ls s1engine/_native*.so >/dev/null 2>&1 || \
-		echo "note: the native CPU library was not built (is there a C++ compiler?); the slower PyTorch code serves instead"
+	@ls s1engine/_native*.so s1engine/_ops*.so >/dev/null 2>&1 || \
+		echo "note: a native CPU library was not built (is there a C++ compiler?); slower Python code serves instead"
 	touch $@

@@ -1,7 +1,4 @@
-"""Matrix product with a weight stored as [out, in], plain or packed, and its row-invariant form.
-
-A packed weight is in the blocked layout of oneDNN, torch's matrix library on CPUs: a product then reads memory in order
-and skips the repacking of every call, which is up to twice as fast with few rows and never slower.
+"""Matrix product with a weight stored as [out, in], and its row-invariant form.
 
 A library chooses its kernel by the number of rows, so the bits of a row depend on how many others are in the batch.
 The row-invariant form multiplies tiles of a fixed number of rows instead, zeros filling the last one: every product
@@ -42,37 +39,9 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.to(x.dtype)
 
 
-# Elements of a float32 weight below which a packed product's longer way to its kernel costs more than it saves.
-_SMALL_WEIGHT = 1 << 18
-
-
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights of this dtype and place can be packed: on CPUs with oneDNN, bfloat16 where it is fast."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def pays_to_pack(weight: Tensor) -> bool:
-    """Whether products with `weight` [N, K] get faster by packing it, as measured on a CPU with AVX-512."""
-    packable = can_pack(weight.dtype, weight.device)
-    return packable and (weight.dtype == torch.bfloat16 or weight.numel() >= _SMALL_WEIGHT)
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    """weight [N, K]; returns a copy in the blocked layout, of which only the shape and dtype can be read."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool) -> Tensor:
     if not row_invariant:
-        return _product(x, weight, bias)
+        return functional.linear(x, weight, bias)
     rows, columns = x.size(0), weight.size(0)
     padded = -(-rows // TILE_ROWS) * TILE_ROWS
     if padded != rows:
@@ -80,7 +49,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool)
     x = x.contiguous()
     out = x.new_empty(padded, columns)
     for tile, target in zip(x.split(TILE_ROWS), out.split(TILE_ROWS), strict=True):
-        target.copy_(_product(tile, weight, bias))
+        target.copy_(functional.linear(tile, weight, bias))
     return out[:rows]
 
 
@@ -106,9 +75,9 @@ def any_rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     generator = torch.Generator().manual_seed(0)
     most = min(8192, max(_PROBED_ELEMENTS // weight.size(0), 512))
     rows = torch.randn(most, weight.size(1), generator=generator).to(weight.device, weight.dtype)
-    expected = _product(rows, weight, bias)
+    expected = functional.linear(rows, weight, bias)
     return all(
-        torch.equal(_product(rows[start : start + count], weight, bias), expected[start : start + count])
+        torch.equal(functional.linear(rows[start : start + count], weight, bias), expected[start : start + count])
         for count in (1, 2, 7, 16, 33, 64, 130, 256, 512, 1000, 2048, 4096)
         for start in (0, most - count)
         if count <= most
@@ -118,19 +87,19 @@ def any_rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
 def rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether, for this weight on this machine, a row of a tile gives the same bits at any place and beside any rows.
 
-    weight [N, K], plain or packed; bias [N] or None. A few tiles are multiplied that hold the same rows at
-    other places, and one that holds a single row. A probe, not a proof.
+    weight [N, K]; bias [N] or None. A few tiles are multiplied that hold the same rows at other places, and one that
+    holds a single row. A probe, not a proof.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(TILE_ROWS, weight.size(1), generator=generator).to(weight.device, weight.dtype)
-    expected = _product(rows, weight, bias)
+    expected = functional.linear(rows, weight, bias)
     for shift in (1, TILE_ROWS // 2 - 1, TILE_ROWS - 1):
-        rolled = _product(rows.roll(shift, 0), weight, bias).roll(-shift, 0)
+        rolled = functional.linear(rows.roll(shift, 0), weight, bias).roll(-shift, 0)
         if not torch.equal(rolled, expected):
             return False
     alone = torch.zeros_like(rows)
     alone[-1] = rows[0]
-    return torch.equal(_product(alone, weight, bias)[-1], expected[0])
+    return torch.equal(functional.linear(alone, weight, bias)[-1], expected[0])
 
 
 def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool) -> Tensor:

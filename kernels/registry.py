@@ -1,6 +1,7 @@
 """Registration of operators under the `s1engine::` namespace.
 
-An operator has an implementation in PyTorch and may have a Triton one, which serves CUDA tensors. Under
+An operator has an implementation in PyTorch and may have a Triton one, which serves CUDA tensors, and one in C++ for
+CPU tensors, which the library that native.py loads registers itself. Under
 `TRITON_INTERPRET=1` the Triton one serves CPU tensors too, so that everything around it can be tested without a GPU.
 
 `torch.library.Library` rather than `torch.library.custom_op`: a decode step calls some two hundred operators, and the
@@ -9,17 +10,15 @@ decorator's Python wrapper costs twice as much per call as a plain registration.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from s1engine.kernels.native import INTERPRETED
+
 _libraries: list[torch.library.Library] = []  # a Library unregisters its operators when it is collected
-
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def register(

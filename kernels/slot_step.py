@@ -48,30 +48,37 @@ def advance_slots(
     banned    bool [R], whether ids were banned
     Returns int32 [R, RESULT_WIDTH], with LOGPROB and RANK left 0.
     """
+    row = fields[slots]
     results = np.zeros((len(slots), RESULT_WIDTH), np.int32)
     results[:, :4] = stepped
     rewind, token, flags, held = stepped.T
+    length = row[:, Field.LENGTH] - rewind
     wrote = token >= 0
-    place = fields[slots, Field.LENGTH] - rewind
-    tokens[slots[wrote], place[wrote]] = token[wrote]
-    length = place + wrote
+    if wrote.all():
+        tokens[slots, length] = token
+    else:
+        tokens[slots[wrote], length[wrote]] = token[wrote]
+    length = length + wrote
     fields[slots, Field.LENGTH] = length
-    room = fields[slots, Field.LIMIT] - length
+    room = row[:, Field.LIMIT] - length
+    ended = room <= 0
 
-    machine = fields[slots, Field.HAS_MACHINE] != 0
-    results[machine, Result.COUNT] = states[slots[machine], State.THINKING_TOKENS]
-    results[machine, Result.PHASE] = states[slots[machine], State.PHASE]
-    reopened = machine & ((flags & (Flag.STARTED | Flag.IGNORED)) != 0) & (fields[slots, Field.RESERVE] > 0)
-    for row in np.flatnonzero(reopened).tolist():
-        slot = slots[row]
-        states[slot, State.MAX_TOKENS] = thinking_cap(
-            programs[slot], states[slot], int(room[row]), *fields[slot, [Field.RESERVE, Field.USER_CAP]].tolist()
-        )
+    machine = np.flatnonzero(row[:, Field.HAS_MACHINE])
+    if len(machine):
+        results[machine, Result.COUNT] = states[slots[machine], State.THINKING_TOKENS]
+        results[machine, Result.PHASE] = states[slots[machine], State.PHASE]
+        ended |= flags & Flag.FINISHED != 0
+        reopened = (flags & (Flag.STARTED | Flag.IGNORED) != 0) & (row[:, Field.RESERVE] > 0)
+        for i in np.flatnonzero(reopened).tolist():
+            reserve, user_cap = row[i, [Field.RESERVE, Field.USER_CAP]].tolist()
+            cap = thinking_cap(programs[slots[i]], states[slots[i]], int(room[i]), reserve, user_cap)
+            states[slots[i], State.MAX_TOKENS] = cap
 
-    stops = fields[slots, Field.STOPS :]
-    named = np.arange(stops.shape[1]) < fields[slots, Field.NUM_STOPS, None]
-    stopped = ((stops == token[:, None]) & named).any(1) & (flags & Flag.FORCED == 0) & (held == 0)
-    ended = stopped | (flags & Flag.FINISHED != 0) | (room <= 0)
+    most = int(row[:, Field.NUM_STOPS].max(initial=0))
+    if most:
+        named = np.arange(most) < row[:, Field.NUM_STOPS, None]
+        stopped = ((row[:, Field.STOPS : Field.STOPS + most] == token[:, None]) & named).any(1)
+        ended |= stopped & (flags & Flag.FORCED == 0) & (held == 0)
     fields[slots, Field.ACTIVE] = ~ended
     results[:, Result.ACTIVE] = ~ended
     results[:, Result.BANNED] = banned

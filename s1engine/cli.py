@@ -24,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(dest="bench", required=True)
     throughput = bench.add_parser("throughput", help="output tokens per second, beside transformers and the floor")
     kernels = bench.add_parser("kernels", help="time of each kernel of a decode step, and its share of the floor")
+    latency = bench.add_parser("latency", help="time to the first token and between tokens")
+    peers = bench.add_parser("peers", help="other engines on this CPU, each in an environment of its own, in turns")
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["bench"]:  # its options come from modules that take a second to import
-        _bench_parsers(throughput, kernels)
+        _bench_parsers(throughput, kernels, latency, peers)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -47,6 +49,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model folder or hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--quantization", choices=("int8",), help="hold the matrices in 8 bits (CPUs)")
     parser.add_argument("--max-model-len", type=int, help="context, in tokens")
     parser.add_argument("--thinking-format", default="auto", help="auto, s1, deepseek-r1 or qwen3")
     parser.add_argument("--deterministic", action="store_true", help="the same tokens whatever else is in the batch")
@@ -84,14 +87,14 @@ def _chat_parser(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bench_parsers(throughput: argparse.ArgumentParser, kernels: argparse.ArgumentParser) -> None:
-    from s1engine.bench.speed import kernels as kernel_bench
-    from s1engine.bench.speed import throughput as throughput_bench
+def _bench_parsers(*parsers: argparse.ArgumentParser) -> None:
+    """Give the parsers of throughput, kernels, latency and peers their options."""
+    from s1engine.bench.peers import compare
+    from s1engine.bench.speed import kernels, latency, throughput
 
-    throughput_bench.add_arguments(throughput)
-    throughput.set_defaults(run=throughput_bench.run)
-    kernel_bench.add_arguments(kernels)
-    kernels.set_defaults(run=kernel_bench.run)
+    for parser, module in zip(parsers, (throughput, kernels, latency, compare), strict=True):
+        module.add_arguments(parser)
+        parser.set_defaults(run=module.run)
 
 
 def _llm_and_params(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -122,6 +125,7 @@ def _llm_and_params(args: argparse.Namespace) -> tuple[Any, Any]:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         max_model_len=args.max_model_len,
         thinking_format=args.thinking_format,
         deterministic=args.deterministic,

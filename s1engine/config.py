@@ -8,6 +8,7 @@ from s1engine.thinking import FORMAT_NAMES, ThinkingFormat
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = (None, "int8")
 ATTENTION_BACKENDS = ("auto", "torch", "triton", "flash-attn")
 
 
@@ -23,6 +24,7 @@ class EngineConfig:
                              `gpu_memory_utilization` of the memory that is free and, on a CPU, at most 4 GiB
     attention_backend        "auto"; on a GPU "triton", or "flash-attn" for prompts (needs block_size % 256 == 0; "auto"
                              takes it where it can); on a CPU "torch", or "triton": the GPU's path, to test it
+    quantization             "int8": the model's matrices are held in 8 bits (CPUs only); None: in the model's dtype
     deterministic            a request gives the same tokens whatever else is in the batch and however it is chunked
 
     Raises ValueError that names the field, the value and what would be valid.
@@ -37,6 +39,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     attention_backend: str = "auto"
     tensor_parallel_size: int = 1
+    quantization: str | None = None
     deterministic: bool = False
     thinking_format: str | ThinkingFormat = "auto"
     seed: int = 0
@@ -58,6 +61,8 @@ class EngineConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise ValueError(f"attention_backend={self.attention_backend!r}: one of {', '.join(ATTENTION_BACKENDS)}")
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(f"quantization={self.quantization!r}: must be None or 'int8'")
         if self.tensor_parallel_size != 1:
             raise ValueError(
                 f"tensor_parallel_size={self.tensor_parallel_size!r}: this engine runs on one device, so it must be 1"

@@ -10,6 +10,7 @@ import platform
 import torch
 
 import s1engine
+from s1engine.kernels import native
 from s1engine.thinking.stepper import implementation
 
 
@@ -17,6 +18,7 @@ def environment() -> dict[str, str]:
     """Versions, devices and which implementations are in use, in words."""
     packages = ("transformers", "safetensors", "numpy", "triton", "flash-attn")
     on_gpu = torch.cuda.is_available()
+    on_cpu = "C++" if native.AVAILABLE else "torch"
     return {
         "s1engine": s1engine.__version__,
         "python": platform.python_version(),
@@ -25,7 +27,8 @@ def environment() -> dict[str, str]:
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": _gpu() if on_gpu else "none",
         "device": "cuda" if on_gpu else "cpu",
-        "attention": "triton; flash-attn for prompts where block_size allows" if on_gpu else "torch",
+        "attention": "triton; flash-attn for prompts where block_size allows" if on_gpu else on_cpu,
+        "C++ operators": native.PROBLEM or native.ISA or "",
         "thinking machine": "triton" if on_gpu else implementation(),
     }
 

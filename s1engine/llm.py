@@ -41,6 +41,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         attention_backend: str = "auto",
         tensor_parallel_size: int = 1,
+        quantization: str | None = None,
         deterministic: bool = False,
         thinking_format: str | ThinkingFormat = "auto",
         seed: int = 0,
@@ -55,6 +56,7 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             attention_backend=attention_backend,
             tensor_parallel_size=tensor_parallel_size,
+            quantization=quantization,
             deterministic=deterministic,
             thinking_format=thinking_format,
             seed=seed,
@@ -132,6 +134,14 @@ class LLM:
         finally:
             self.engine.abort_request(request_id)
             del self._streams[request_id]
+
+    def update_weights(self, named_tensors: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        """Overwrite the model's parameters in place, for a trainer in the same process; cached prefixes are forgotten.
+
+        named_tensors: a state dict, or pairs of a checkpoint's names and tensors; what is not named stays as it is.
+        Raises ValueError, having changed nothing, for names or shapes that do not fit, and while streams are open.
+        """
+        self.engine.update_weights(dict(named_tensors))
 
     def score(self, prompts: Any, completions: Any) -> list[list[float]]:
         """Log-probabilities (natural, of the raw distribution) of each completion's tokens after its prompt.

@@ -84,9 +84,10 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
 @pytest.mark.skipif(
     not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++")), reason="no C++ compiler"
 )
-def test_wheel_holds_the_native_library(wheel_and_log: tuple[Path, str]) -> None:
+def test_wheel_holds_the_native_libraries(wheel_and_log: tuple[Path, str]) -> None:
     wheel, log = wheel_and_log
-    assert any(name.startswith("s1engine/_native") for name in recorded(wheel)), log
+    for library in ("s1engine/_native", "s1engine/_ops"):
+        assert any(name.startswith(library) for name in recorded(wheel)), log
 
 
 def test_wheel_builds_without_a_compiler(tmp_path: Path) -> None:
@@ -95,8 +96,9 @@ def test_wheel_builds_without_a_compiler(tmp_path: Path) -> None:
     wheel, log = build_wheel(tmp_path, CC=false, CXX=false)
     files = recorded(wheel)
     assert "s1engine/__init__.py" in files
-    assert not [name for name in files if name.startswith("s1engine/_native")]
-    assert "_native" in log and "failed" in log, log  # pip shows it with -v
+    for library in ("_native", "_ops"):
+        assert not [name for name in files if name.startswith(f"s1engine/{library}")]
+        assert library in log and "failed" in log, log  # pip shows it with -v
 
 
 def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:

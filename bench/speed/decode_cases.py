@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from s1engine.bench.speed.decode_step import BLOCK_SIZE, EPS, Case, Launch, Step
+from s1engine.kernels import native
 from s1engine.kernels.attention import paged_attention, plan_attention, workspace_rows
+from s1engine.kernels.attention_cpu import paged_attention_cpu
 from s1engine.kernels.kv_cache import store_kv
-from s1engine.kernels.linear import linear, pack_weight, pays_to_pack
-from s1engine.kernels.rope import rope
+from s1engine.kernels.linear import linear
+from s1engine.kernels.packed import PackedWeight, packed_linear, packed_shape
+from s1engine.kernels.rope import rope, rope_store_kv
 from s1engine.kernels.sampler import SamplingBatch, sample
 from s1engine.kernels.slot_layout import MAX_BIASES, RESULT_WIDTH
 
@@ -27,11 +30,17 @@ def decode_cases(step: Step) -> list[Case]:
     """In the order of a step; of kernels that every layer runs, one."""
     norm, add_norm = _norms(step)
     qkv, o, gate_up, down, lm_head = _projections(step)
-    layer = [norm, qkv, *_rope(step), _attention(step), o, add_norm, gate_up, _activation(step), down]
+    # The C++ product of gates and what they gate leaves activated.
+    activation = [] if _is_native(step) else [_activation(step)]
+    layer = [norm, qkv, *_rope(step), _attention(step), o, add_norm, gate_up, *activation, down]
     inputs = [_inputs(step)] if step.triton else []
     # The torch operators sample only; the engine steps the budgets' machines by itself.
     samplers = [_sampler(step, name, *how) for name, how in SAMPLERS.items() if step.triton or not how[2]]
     return [*inputs, *layer, lm_head, *samplers]
+
+
+def _is_native(step: Step) -> bool:
+    return native.AVAILABLE and not step.triton
 
 
 def _inputs(step: Step) -> Case:
@@ -87,11 +96,14 @@ def _projections(step: Step) -> list[Case]:
     def case(name: str, inner: int, outer: int) -> Case:
         def make() -> Launch:
             x, weight = step.normal(step.batch, inner), step.normal(outer, inner)
-            if pays_to_pack(weight):
-                weight = pack_weight(weight)
-            return lambda: linear(x, weight, None, False)
+            if not _is_native(step):
+                return lambda: linear(x, weight, None, False)
+            storage = torch.zeros(packed_shape(outer, inner, step.dtype), dtype=step.dtype)
+            PackedWeight(storage, outer, inner).rows(0, outer).copy_(weight)
+            return lambda: packed_linear(x, storage, None, outer, gated, name == "lm_head")
 
-        elements = inner * outer + step.batch * (inner + outer)
+        gated = _is_native(step) and name == "gate_up_proj"
+        elements = inner * outer + step.batch * (inner + (outer // 2 if gated else outer))
         operations = 2 * step.batch * inner * outer
         return Case(kernel=name, num_bytes=elements * step.dtype.itemsize, operations=operations, make=make)
 
@@ -112,11 +124,12 @@ def _rope(step: Step) -> list[Case]:
         return keys, values, torch.randperm(batch, device=step.device)
 
     def make_both() -> Launch:
-        module, x, where = step.module("rope"), qkv(), cache()
+        operator = rope_store_kv if _is_native(step) else step.module("rope").rope_store_kv
+        x, where = qkv(), cache()
         rotary = step.normal(batch, 2, shape.head_dim // 2, dtype=torch.float32)
         positions = torch.randperm(batch, device=step.device)
         norms = (step.normal(shape.head_dim), step.normal(shape.head_dim)) if shape.qk_norm else (None, None)
-        return lambda: module.rope_store_kv(x, rotary, positions, *norms, EPS, *where)
+        return lambda: operator(x, rotary, positions, *norms, EPS, *where)
 
     def make_rope() -> Launch:
         x, norm = qkv()[:, :rotated], step.normal(rotated, shape.head_dim) if shape.qk_norm else None
@@ -134,7 +147,7 @@ def _rope(step: Step) -> list[Case]:
         return launch
 
     elements = batch * shape.head_dim * item
-    if step.triton:
+    if step.triton or _is_native(step):
         angles = batch * (4 * shape.head_dim + 16)
         moved = 2 * elements * (rotated + shape.kv_heads) + angles
         return [Case(kernel="rope_store_kv", num_bytes=moved, operations=0, make=make_both)]
@@ -171,12 +184,17 @@ def _attention(step: Step) -> Case:
         where = (tables, torch.tensor(starts, dtype=torch.int32), torch.tensor(contexts, dtype=torch.int32))
         return lambda: paged_attention(q, k_cache, v_cache, *where, plan, workspace, scale)
 
+    def make_native() -> Launch:
+        q, caches, tables = queries(), step.caches(), step.block_tables()
+        starts, contexts = torch.arange(batch + 1, dtype=torch.int32), step.full(batch, value=context)
+        return lambda: paged_attention_cpu(q, *caches, tables, starts, contexts, scale)
+
     width, keys = shape.heads * shape.head_dim, context * shape.kv_heads * shape.head_dim
     return Case(
         kernel="attention",
         num_bytes=batch * (2 * (width + keys) * step.dtype.itemsize + 4 * step.blocks),
         operations=batch * 4 * width * context,
-        make=make_triton if step.triton else make_torch,
+        make=make_triton if step.triton else make_native if _is_native(step) else make_torch,
     )
 
 

@@ -1,16 +1,19 @@
-"""What the host spends on a decode step, beside what a GPU needs for it at least.
+"""What the host spends on a decode step: beside what a GPU needs for it at least, or all that a CPU does but the model.
 
-The device path's own loop runs with nothing behind it: the model and the kernels do nothing, and the results are random
-tokens. What is left is scheduling, the bookkeeping of a launch, and taking results in. On a CPU an upload is a copy
-within memory; to a GPU it takes longer, and each launch of a graph some microseconds more.
+The engine's own loop runs with nothing behind it: the model (and, of the device path, the kernels) do nothing, and the
+results are random tokens. What is left is scheduling, the bookkeeping of a launch, and taking results in; on the CPU
+path also sampling from a small vocabulary. On a CPU an upload is a copy within memory; to a GPU it takes longer, and
+each launch of a graph some microseconds more.
 
-A launch is of eight steps where no row can end before its limit, and of one where any can.
+A launch is of one step where somebody watches each token as it comes (`--stream`), and on a GPU where any row may end;
+else of eight.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -26,8 +29,9 @@ from s1engine.bench.speed.ours import BUDGET, OPENED
 from s1engine.config import EngineConfig
 from s1engine.kernels.slot_layout import Result
 
-EXAMPLE = "example: python -m s1engine.bench.speed.host --rows 256"
+EXAMPLE = "example: python -m s1engine.bench.speed.host --rows 256 --cpu"
 VOCAB, EOS = 16384, 3
+CPU_VOCAB = 512  # small, since a CPU's sampler is not replaced
 SHAPE = "qwen3-0.6b"
 # Of an H200, as its maker gives it: memory and bfloat16 products.
 H200 = Rates(bandwidth=4.8e12, operations=989e12)
@@ -40,6 +44,7 @@ KINDS = {
     "budget, EOS": (True, True),
 }
 PARTS = ("schedule", "launch", "collect", "commit")
+REPLAYS = 8
 
 
 class HostClock:
@@ -88,20 +93,23 @@ class HostClock:
         self._spent = dict.fromkeys(self._spent, 0.0)
         self._plan = None
         start = self._clock()
-        ended = self._engine.step()
+        outputs = self._engine.step()
         spent = self._spent
         spent["commit"] = self._clock() - start - sum(spent.values())
+        ended = any(output.finished for output in outputs)
         if self._plan is None or ended or any(chunk.length > 1 for chunk in self._plan.chunks):
             return None
         return {"rows": len(self._plan.chunks), "replays": self._plan.replays} | {part: spent[part] for part in PARTS}
 
 
 class Nothing:
-    """A model that says nothing: its logits are not looked at."""
+    """A model that says nothing: its logits are random, for tokens that end nothing, and on a GPU not looked at."""
 
-    def __init__(self, max_positions: int) -> None:
+    def __init__(self, rows: int, max_positions: int, vocab: int) -> None:
+        self._logits = torch.rand(rows, vocab)
+        self._logits[:, :100] = 0
         self.config = SimpleNamespace(
-            vocab_size=VOCAB,
+            vocab_size=vocab,
             num_layers=1,
             num_heads=1,
             num_kv_heads=1,
@@ -119,46 +127,58 @@ class Nothing:
     def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._logits[: len(hidden)].clone()
 
-def empty_engine(rows: int, max_model_len: int) -> LLMEngine:
-    """An engine on the device path, on the CPU, whose steps do nothing and sample random tokens that end nothing."""
+
+def empty_engine(rows: int, max_model_len: int, cpu: bool = False) -> LLMEngine:
+    """An engine whose steps do nothing and sample random tokens that end nothing; on the CPU path, or a device's."""
     config = EngineConfig(
-        attention_backend="triton",
+        attention_backend="torch" if cpu else "triton",
         max_num_seqs=rows,
+        max_num_batched_tokens=rows * max_model_len,  # all prompts in one step, so that all rows are equally long
         max_model_len=max_model_len,
         enable_prefix_caching=False,
         kv_cache_memory=rows * (max_model_len + 16) * 2 * 16 * 4,
     )
-    model: Any = Nothing(max_model_len)
+    model: Any = Nothing(rows, max_model_len, CPU_VOCAB if cpu else VOCAB)
     engine = LLMEngine(model, device="cpu", config=config)
     runner: Any = engine.core.runner
+    engine.scheduler.max_replays = REPLAYS
+    if cpu:
+        runner.launch_seconds = math.inf
+        return engine
     runner.graphs.replay = lambda *args: None
     runner._sample_slots = lambda *args: None
     runner._results.zero_()
     runner._results[..., Result.TOKEN].random_(100, VOCAB)
+    runner._results[..., Result.ACTIVE] = 1
     return engine
 
 
-def measure(kind: str, rows: int, prompt_len: int, launches: int) -> dict[str, Any]:
+def measure(
+    kind: str, rows: int, prompt_len: int, launches: int, *, cpu: bool = False, stream: bool = False
+) -> dict[str, Any]:
     """Medians in seconds of PARTS and of a whole launch, over `launches` launches or so of `rows` rows of `kind`.
 
     They are seconds of the thread's own time.
     """
     ends, thinks = KINDS[kind]
-    replays = 1 if ends else 8
+    replays = 1 if stream or (ends and not cpu) else REPLAYS
     new_tokens = replays * (launches + 4)
-    engine = empty_engine(rows, prompt_len + new_tokens + 1)
+    engine = empty_engine(rows, prompt_len + new_tokens + 1, cpu)
     prompt = [100] * prompt_len + [OPENED] * thinks
-    params = SamplingParams(max_tokens=new_tokens, ignore_eos=not ends, thinking=BUDGET if thinks else None)
+    budget = BUDGET if thinks else None
+    params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=not ends, thinking=budget)
     for number in range(rows):
-        engine.add_request(str(number), prompt, params)
-    clock, found = HostClock(engine, clock=time.thread_time), []
-    while engine.has_unfinished_requests():
+        engine.add_request(str(number), prompt, params, stream=stream)
+    clock = HostClock(engine, clock=time.thread_time)
+    found: list[dict[str, Any]] = []
+    while engine.has_unfinished_requests() and len(found) < launches + 1:
         row = clock.step()
-        if row is not None and row["rows"] == rows:
+        if row is not None and row["replays"] == replays:
             found.append(row)
-    # The first ones find the results of prompts; the last ones may be shorter.
-    found = [row for row in found[1:] if row["replays"] == replays]
+    del found[0]  # it finds the results of prompts
     result: dict[str, Any] = {part: statistics.median(row[part] for row in found) for part in PARTS}
     result["seconds"] = statistics.median(sum(row[part] for part in PARTS) for row in found)
     return {"kind": kind, "rows": rows, "launches": len(found), "replays": replays} | result
@@ -183,18 +203,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--context", type=int, default=512, help="tokens of each row's prompt")
     parser.add_argument("--launches", type=int, default=60, help="measured of each kind")
+    parser.add_argument("--cpu", action="store_true", help="the CPU path, not a GPU's")
+    parser.add_argument("--stream", action="store_true", help="every request streams")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args()
     for name in ("rows", "context", "launches"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
-    results = [measure(kind, args.rows, args.context, args.launches) for kind in KINDS]
-    floor = step_seconds(shape_sizes(SHAPE), args.rows, args.rows * args.context, 2, H200)
+    torch.set_num_threads(1)  # a thread that waits for another would count as busy
+    results = [
+        measure(kind, args.rows, args.context, args.launches, cpu=args.cpu, stream=args.stream) for kind in KINDS
+    ]
+    floor = None if args.cpu else step_seconds(shape_sizes(SHAPE), args.rows, args.rows * args.context, 2, H200)
     print(table(results, floor))
-    print(
-        f"floor: {floor * 1e3:.2f} ms, of a step of {SHAPE} with {args.rows} rows of {args.context} tokens on an H200 "
-        f"({H200.bandwidth / 1e12:.1f} TB/s)"
-    )
+    if floor is not None:
+        print(
+            f"floor: {floor * 1e3:.2f} ms, of a step of {SHAPE} with {args.rows} rows of {args.context} tokens on an "
+            f"H200 ({H200.bandwidth / 1e12:.1f} TB/s)"
+        )
     if args.json:
         print(json.dumps({"rows": results, "floor_seconds": floor, "machine": machine.describe()}))
 

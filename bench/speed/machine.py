@@ -5,23 +5,39 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+import s1engine
+from s1engine.kernels import native
+from s1engine.kernels.huge_pages import Arena
+
 CPU = torch.device("cpu")
+SAMPLE_SECONDS = 0.02  # between two looks at a process's memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process that are in memory: its own (anonymous), and pages of files, which other processes share."""
+
+    anonymous: int
+    file_mapped: int
 
 
 def read_bandwidth(device: torch.device = CPU, repeats: int = 5) -> float:
     """Bytes per second of memory, the best of `repeats`.
 
-    On a CPU those that all threads together read, in a sum over 512 MiB; on a GPU those read and those written, in a
-    copy of 2 GiB.
+    On a CPU those that all threads together read, in a sum over 512 MiB, in huge pages where there are any: an engine
+    whose weights lie in such pages would come out above a floor of small ones. On a GPU those read and those written,
+    in a copy of 2 GiB.
     """
     if device.type == "cpu":
-        data = torch.zeros(2**26, dtype=torch.float64)
+        data = Arena(2**29).zeros((2**26,), torch.float64)
         data.fill_(1.0)
         return max(data.nbytes / _seconds(data.sum, device) for _ in range(repeats))
     source = torch.zeros(2**31, dtype=torch.uint8, device=device)
@@ -54,13 +70,65 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "s1engine": s1engine.__version__,
+        "C++ operators": native.ISA or native.PROBLEM,
     }
+
+
+def in_words(description: dict[str, Any]) -> str:
+    """What `describe` found, in a line."""
+    return ", ".join(f"{name} {value}" for name, value in description.items() if value is not None)
 
 
 def resident_memory() -> int:
     """Bytes of this process that are in memory now."""
     with open("/proc/self/statm") as line:
         return int(line.read().split()[1]) * resource.getpagesize()
+
+
+def process_memory(pid: int | str = "self") -> Memory:
+    """Of a process now. Raises OSError where there is none, or no /proc, and KeyError of one that has ended."""
+    with open(f"/proc/{pid}/status") as lines:
+        fields = dict(line.split(":", 1) for line in lines)
+    anonymous, file_mapped = (1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile"))
+    return Memory(anonymous, file_mapped)
+
+
+class PeakMemory:
+    """The most that a process holds while the `with` block runs; `peak` has it, so far and for good.
+
+    A thread looks every SAMPLE_SECONDS, and the block's two ends count as well; what comes and goes in between is not
+    seen. The peaks of anonymous and of file-mapped memory need not have been at the same moment. A process that ends
+    in the block leaves what it had.
+    """
+
+    def __init__(self, pid: int | str = "self") -> None:
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak = Memory(0, 0)
+
+    def __enter__(self) -> PeakMemory:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        now = process_memory(self._pid)
+        self.peak = Memory(max(self.peak.anonymous, now.anonymous), max(self.peak.file_mapped, now.file_mapped))
+
+    def _watch(self) -> None:
+        last = False
+        while not last:
+            last = self._over.wait(SAMPLE_SECONDS)
+            try:
+                self._look()
+            except (OSError, KeyError):  # it has ended
+                return
 
 
 def _processor() -> str:

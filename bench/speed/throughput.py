@@ -14,21 +14,25 @@ import json
 import math
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from s1engine.bench.speed import machine
+from s1engine.bench.speed import machine, memory
+from s1engine.bench.speed.arguments import (
+    add_device_argument,
+    add_model_arguments,
+    check_counts,
+    chosen_device,
+    model_folder,
+)
 from s1engine.bench.speed.floor import Rates, Sizes, model_sizes, run_seconds
 from s1engine.bench.speed.ours import Engine, load_ours, loaded_bytes, warm_up
 from s1engine.bench.speed.peers import PEERS, load_peer
-from s1engine.bench.speed.shapes import SHAPES, make_model
 from s1engine.bench.speed.workloads import Workload, nano, uniform
 
 EXAMPLE = "example: s1engine bench throughput --shape qwen2.5-0.5b --batch 1 32 --repeats 3"
@@ -45,13 +49,8 @@ class Setting:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = __doc__, EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", help="a model folder or hub id")
-    source.add_argument(
-        "--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b", help="random weights at a real shape"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_model_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument("--attention-backend", default="auto", help="of s1engine; see EngineConfig")
     parser.add_argument("--workload", choices=("uniform", "nano"), default="uniform")
     parser.add_argument("--scale", type=float, default=1.0, help="nano: this part of its requests")
@@ -71,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    report = measure(args)
+    _check(args)
+    with model_folder(args) as model, ExitStack() as stack:
+        peaks = None if chosen_device(args).type == "cuda" else _memory(args, model)
+        report = _measure(args, model, lambda report: None, stack) | {"memory": peaks}
     print(table(report))
     if args.json:
         print(json.dumps(report, default=str))
@@ -79,31 +81,50 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None] = lambda report: None) -> dict[str, Any]:
-    """Run everything. keep: called with the report as it grows. Raises ValueError for arguments that cannot be."""
-    for name in ("repeats", "prompt_len", "new_tokens"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    if min(args.batch) < 1:
-        raise ValueError(f"--batch {min(args.batch)}: must be at least 1")
+    """All but memory, which takes processes of its own. keep: called with the report as it grows.
+
+    Raises ValueError for arguments that cannot be.
+    """
+    _check(args)
+    with model_folder(args) as model, ExitStack() as stack:
+        return _measure(args, model, keep, stack)
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_counts(args, "repeats", "prompt_len", "new_tokens", "batch")
     if not 0 < args.scale <= 1:
         raise ValueError(f"--scale {args.scale}: must be above 0 and at most 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU")
-    with ExitStack() as stack:
-        model = args.model
-        if not model:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            print(f"writing random weights of {args.shape} …", file=sys.stderr)
-            model = str(make_model(args.shape, folder, getattr(torch, args.dtype)))
-        return _measure(args, model, keep, stack)
+    chosen_device(args)
+
+
+def _memory(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """Of s1engine alone, on every workload in turn."""
+    dtype, sizes = getattr(torch, args.dtype), model_sizes(model)
+    workloads = [setting.draw(0) for setting in _settings(args, sizes)]
+    tokens = max(sum(prompt + new for prompt, new in workload.lengths) for workload in workloads)
+    print("peak memory of a process of its own …", file=sys.stderr)
+    return memory.measure(
+        *(_load_alone, args, model, sizes, workloads),
+        weight_bytes=memory.weight_bytes(model, dtype),
+        kv_bytes=tokens * sizes.kv * dtype.itemsize,
+    )
+
+
+def _load_alone(args: argparse.Namespace, model: str, sizes: Sizes, workloads: list[Workload]) -> Callable[[], None]:
+    _, engine, _ = next(load_ours(args, model, sizes, chosen_device(args), workloads))
+
+    def run_all() -> None:
+        for workload in workloads:
+            engine(workload)
+
+    return run_all
 
 
 def _measure(
     args: argparse.Namespace, model: str, keep: Callable[[dict[str, Any]], None], stack: ExitStack
 ) -> dict[str, Any]:
     deadline = time.perf_counter() + args.time_limit if args.time_limit else math.inf
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, args.dtype)
+    device, dtype = chosen_device(args), getattr(torch, args.dtype)
     sizes = model_sizes(model)
     rates = Rates(bandwidth=machine.read_bandwidth(device), operations=machine.matmul_rate(dtype, device))
     settings = _settings(args, sizes)
@@ -227,7 +248,10 @@ def table(report: dict[str, Any]) -> str:
     lines.append("warm-up: " + warm_ups + (", each a whole run" if report["device"] == "cuda" else ""))
     lines.append("ms/step: the whole time over the longest request's tokens; at batch 1 the latency of a token")
     sizes = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in report["loaded_bytes"].items())
-    return "\n".join([*lines, "in memory after loading: " + sizes, *report["notes"]])
+    lines.append("in memory after loading: " + sizes)
+    if report.get("memory"):
+        lines.append(memory.table(report["memory"]))
+    return "\n".join([*lines, machine.in_words(report["machine"]), *report["notes"]])
 
 
 def _settings(args: argparse.Namespace, sizes: Sizes) -> list[Setting]:

@@ -36,9 +36,10 @@ def _completion(seq: Sequence, tokenizer: Any, split_format: ThinkingFormat | No
     token_ids = seq.tokens[seq.num_prompt : seq.num_prompt + shown]
     text = _Text(seq, token_ids, tokenizer)
     thinking, answer = _thinking(seq, token_ids, text, split_format)
-    logprobs = None
+    logprobs, logprob_sum = None, None
     if request.params.logprobs is not None:
         logprobs = seq.logprobs[:shown]
+        logprob_sum = seq.logprob_sums[shown - 1] if shown else 0.0
         if tokenizer is not None:
             _name_tokens(logprobs[seq.num_named :], tokenizer)
             seq.num_named = shown
@@ -47,7 +48,7 @@ def _completion(seq: Sequence, tokenizer: Any, split_format: ThinkingFormat | No
         text=text.full,
         token_ids=token_ids,
         logprobs=logprobs,
-        cumulative_logprob=None if logprobs is None else sum(seq.chosen_logprobs[:shown]),
+        cumulative_logprob=logprob_sum,
         finish_reason=seq.finish_reason,
         stop_reason=seq.stop_reason,
         forced_mask=seq.forced[:shown],

@@ -18,11 +18,12 @@ import torch
 from s1engine.engine.completion import request_output
 from s1engine.engine.detokenize import Detokenizer
 from s1engine.engine.kv_cache import KVCache
-from s1engine.engine.progress import End, take
+from s1engine.engine.progress import COUNT, TOKEN, End, extend, take, uneventful
 from s1engine.engine.request import Request, Sequence, Status
 from s1engine.engine.runner import Launch, Runner
 from s1engine.engine.scheduler import Chunk, Plan, Scheduler
 from s1engine.engine.slots import SlotTable
+from s1engine.kernels.slot_layout import MAX_STOP_IDS
 from s1engine.outputs import RequestOutput
 from s1engine.thinking import Splitter, ThinkingFormat
 
@@ -63,6 +64,8 @@ class EngineCore:
                 seq.text = Detokenizer(self.tokenizer, request.prompt_token_ids, params.skip_special_tokens)
             if request.stream and seq.thinking is None and self.split_format is not None:
                 seq.splitter = Splitter(self.split_format, request.prompt_token_ids)
+            by_host = seq.needs_host or seq.text is not None or len(seq.end_ids) > MAX_STOP_IDS
+            seq.watched = by_host or request.stream or request.score_only
             if seq.index == 0:
                 self.scheduler.add(seq)
             else:
@@ -133,24 +136,32 @@ class EngineCore:
         sampled = launch.collect()
         touched: dict[Request, None] = {}  # in order, each once
         for chunk in plan.chunks:
-            request = chunk.seq.request
-            if (len(request.samples) > 1 or request.score_only) and chunk.seq.status is Status.RUNNING:
+            if chunk.start < chunk.seq.num_prompt and chunk.seq.status is Status.RUNNING:
                 self._prompt_progress(chunk, touched)
-        for seq, rows, logprobs in zip(plan.sampling, sampled.rows, sampled.logprobs, strict=True):
-            if seq.status is Status.RUNNING:
-                touched[seq.request] = None
-                seq.ahead -= plan.replays
-                if seq.request.metrics.first_token_time is None:
-                    seq.request.metrics.first_token_time = self.clock()
-                end = take(seq, rows, logprobs, self.eos_token_ids)
+        results = sampled.results
+        calm = uneventful(results)
+        tokens, counts = (results[:, :, column].T.ravel().tolist() for column in (TOKEN, COUNT))
+        replays = plan.replays
+        for i, seq in enumerate(plan.sampling):
+            if seq.status is not Status.RUNNING:
+                continue
+            seq.ahead -= replays
+            request = seq.request
+            if not seq.forced and request.metrics.first_token_time is None:
+                request.metrics.first_token_time = self.clock()
+            its_own = slice(i * replays, (i + 1) * replays)
+            if not calm[i] or not extend(seq, tokens[its_own], counts[its_own]):
+                end = take(seq, results[:, i].tolist(), sampled.logprobs[i], self.eos_token_ids)
                 if end is not None:
                     self._finish(seq, end)
-                # It decodes from here on: one token is known that was not computed, or on its way.
-                seq.computed = seq.known + seq.ahead - 1
-        for chunk in plan.chunks:
-            seq = chunk.seq
-            if seq.status is Status.RUNNING:
-                self._register(seq)
+                if end is not None or request.stream:
+                    touched[request] = None
+            # It decodes from here on: one token is known that was not computed, or on its way.
+            seq.computed = seq.known + seq.ahead - 1
+        if self.kv.enable_prefix_caching:
+            for chunk in plan.chunks:
+                if chunk.seq.status is Status.RUNNING:
+                    self._register(chunk.seq)
         outputs = []
         for request in touched:
             if request.finished:

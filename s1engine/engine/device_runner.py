@@ -52,11 +52,11 @@ class Results:
     arrived: torch.cuda.Event | None
     logprobs: list[dict[int, Logprob] | None]
 
-    def rows(self) -> list[list[list[int]]]:
-        """For each of the R sequences, its rows."""
+    def wait(self) -> np.ndarray:
+        """The values, once they are there."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.values.transpose(0, 1).tolist()
+        return self.values.numpy()
 
 
 @dataclass(slots=True)
@@ -66,8 +66,8 @@ class DeviceLaunch:
     parts: list[Results]
 
     def collect(self) -> Sampled:
-        rows = [row for part in self.parts for row in part.rows()]
-        return Sampled(rows, [entry for part in self.parts for entry in part.logprobs])
+        results = np.concatenate([part.wait() for part in self.parts], axis=1)
+        return Sampled(results, [entry for part in self.parts for entry in part.logprobs])
 
 
 class DeviceRunner:
@@ -79,6 +79,8 @@ class DeviceRunner:
     """
 
     depth = 1
+    max_replays = MAX_REPLAYS
+    rows_may_end = False  # a row that has ended keeps its place in the graph
 
     def __init__(
         self,
@@ -133,8 +135,7 @@ class DeviceRunner:
             copy_blocks(
                 self.kv_cache, *(to_device(np.array(side), self.device) for side in zip(*plan.copies, strict=True))
             )
-        for chunk in plan.chunks:
-            self.slots.sync_blocks(chunk.seq)
+        self.slots.sync_blocks()
         self.slots.upload()
         decodes = [chunk for chunk in plan.chunks if chunk.length == 1 and chunk.samples]
         prefills = [chunk for chunk in plan.chunks if chunk.length > 1 or not chunk.samples]
@@ -275,7 +276,7 @@ class DeviceRunner:
         logits = self._prompts.mask_invalid(logits.float())
         kept = self._host.edit(logits, seqs)
         self._sample(logits, rows, self._variant(seqs))
-        sampled = [row for (row,) in self._fetch(1, len(seqs)).rows()]
+        sampled = self._fetch(1, len(seqs)).wait()[0].tolist()
         logprobs = self._host.record(kept, seqs, sampled)
         return Results(torch.tensor([sampled], dtype=torch.int32), None, logprobs)
 

@@ -57,13 +57,13 @@ class HostSampling:
 
     def record(self, kept: Kept, seqs: list[Sequence], rows: list[list[int]]) -> list[dict[int, Logprob] | None]:
         """Complete the results `rows` [R] and return their log probabilities."""
-        logprobs: list[dict[int, Logprob] | None] = [None] * len(seqs)
+        logprobs: dict[int, dict[int, Logprob]] = {}
         for row, banned in zip(rows, kept.banned, strict=True):
             row[Result.BANNED] |= banned
         for index, logits in ((kept.raw, kept.raw_logits), (kept.processed, kept.processed_logits)):
             if logits is not None:
-                record_logprobs(seqs, index, logits, rows, logprobs)
-        return logprobs
+                logprobs |= record_logprobs(seqs, index, logits, rows)
+        return [logprobs.get(i) for i in range(len(seqs))]
 
     def _ban(self, logits: Tensor, seqs: list[Sequence]) -> None:
         """The thinking machine's bans, which the sampler applies itself, in logits that it will not see."""

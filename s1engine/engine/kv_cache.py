@@ -30,12 +30,16 @@ class BlockTable:
     num_registered  leading blocks that are final: entered in the prefix cache, or equal to a block that is
     last_hash       chain digest of the last of those, b"" if there is none
     epoch           the prefix cache's epoch in which the table began (see `KVCache.reset_prefix_cache`)
+    own_start, own_end  positions that are known to lie in blocks which this table alone may write: whoever writes there
+                    need not `reserve` it again
     """
 
     blocks: list[int] = field(default_factory=list)
     num_registered: int = 0
     last_hash: bytes = b""
     epoch: int = 0
+    own_start: int = 0
+    own_end: int = 0
 
 
 class KVCache:
@@ -100,8 +104,6 @@ class KVCache:
         Raises OutOfBlocks, with nothing changed, if `blocks_needed` exceeds `num_free_blocks`; ValueError if the range
         leaves a gap after the table's last block or reaches into its final blocks.
         """
-        if self._is_own(table, start, end):
-            return []
         to_copy = self._to_copy(table, start, end)
         num_new = self._num_new(table, end)
         needed, free = num_new + len(to_copy), self.num_free_blocks
@@ -116,6 +118,10 @@ class KVCache:
         # Last, so that no source of a copy is handed out as a destination by this very call.
         for source, _ in reversed(copies):
             self._release(source)
+        if start < end:
+            if not table.own_start <= start <= table.own_end:
+                table.own_start = table.own_end = start
+            table.own_end = max(table.own_end, -(-end // self.block_size) * self.block_size)
         return copies
 
     def register(self, table: BlockTable, tokens: Sequence[int], num_final: int) -> None:
@@ -145,6 +151,7 @@ class KVCache:
             self._cached.setdefault(digest, block)
             table.last_hash = digest
             table.num_registered = index + 1
+        table.own_start = max(table.own_start, table.num_registered * self.block_size)
 
     def fork(self, table: BlockTable, num_tokens: int) -> BlockTable:
         """A new table that shares the blocks which cover positions [0, num_tokens) of `table`.
@@ -157,6 +164,7 @@ class KVCache:
         blocks = table.blocks[: -(-num_tokens // self.block_size)]
         for block in blocks:
             self._acquire(block)
+        table.own_start = table.own_end = 0
         num_registered = min(table.num_registered, num_tokens // self.block_size)
         # A table of an earlier epoch has lost its digests, and never needs them again.
         last_hash = (self._digests[blocks[num_registered - 1]] or b"") if num_registered else b""
@@ -168,6 +176,7 @@ class KVCache:
         for block in reversed(table.blocks):
             self._release(block)
         table.blocks.clear()
+        table.own_start = table.own_end = 0
         table.num_registered = 0
         table.last_hash = b""
 
@@ -184,6 +193,7 @@ class KVCache:
 
     def check(self, tables: Iterable[BlockTable]) -> None:
         """Assert that all bookkeeping agrees with the live `tables`. O(blocks); for tests and debugging."""
+        tables = list(tables)
         references = Counter(block for table in tables for block in table.blocks)
         states = Counter([*references, *self._unused, *self._evictable])
         assert states == Counter(range(self.num_blocks)), "a block leaked, or is in two states"
@@ -194,6 +204,9 @@ class KVCache:
             assert self._is_cached(block), f"block {block} is evictable, but not cached"
         for block in self._unused:
             assert self._digests[block] is None, f"unused block {block} has a digest"
+        for table in tables:
+            if table.own_start < table.own_end:
+                assert not self._to_copy(table, table.own_start, table.own_end), "a table's own blocks are not its own"
 
     def _chain(self, parent: bytes, tokens: Sequence[int], start: int) -> bytes:
         content = array("q", tokens[start : start + self.block_size]).tobytes()
@@ -201,15 +214,6 @@ class KVCache:
 
     def _num_new(self, table: BlockTable, end: int) -> int:
         return max(0, -(-end // self.block_size) - len(table.blocks))
-
-    def _is_own(self, table: BlockTable, start: int, end: int) -> bool:
-        """Whether the range lies in one block that this table may write already, as in most steps of decoding."""
-        index = start // self.block_size
-        inside = start < end <= (index + 1) * self.block_size
-        if not inside or not table.num_registered <= index < len(table.blocks):
-            return False
-        block = table.blocks[index]
-        return self._ref_counts[block] == 1 and self._digests[block] is None
 
     def _to_copy(self, table: BlockTable, start: int, end: int) -> list[int]:
         """Indices of the table's blocks in [start, end) that it may not write in place."""

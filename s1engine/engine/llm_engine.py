@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +17,12 @@ from s1engine.engine.memory import block_shape, num_kv_blocks
 from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
 from s1engine.engine.thinking import answer_now
-from s1engine.engine.torch_runner import TorchRunner
+from s1engine.engine.torch_runner import MAX_REPLAYS, TorchRunner
 from s1engine.kernels.attention_flash import unusable_because
 from s1engine.kernels.slot_layout import MAX_ROWS
 from s1engine.models import CausalLM, load_model
 from s1engine.models.config import ModelConfig
+from s1engine.models.weights import update_weights
 from s1engine.outputs import RequestOutput
 from s1engine.params import SamplingParams
 
@@ -56,9 +58,17 @@ class LLMEngine:
             raise ValueError(f"max_num_seqs={self.config.max_num_seqs}: a step on a GPU has at most {MAX_ROWS} rows")
         if isinstance(model, str | os.PathLike):
             name = os.fspath(model)
-            self.model = load_model(name, dtype=dtype, device=self.device, row_invariant=self.config.deterministic)
+            self.model = load_model(
+                name,
+                dtype=dtype,
+                device=self.device,
+                row_invariant=self.config.deterministic,
+                quantization=self.config.quantization,
+            )
             self.tokenizer = load_tokenizer(name, tokenizer)
         else:
+            if self.config.quantization is not None:
+                raise ValueError("quantization: this model is loaded already; pass it to load_model instead")
             self.model, self.tokenizer = model, tokenizer
         eos = set(self.model.config.eos_token_ids)
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
@@ -88,9 +98,14 @@ class LLMEngine:
             self.config.seed,
         )
         self.kv = KVCache(num_blocks, self.config.block_size, self.config.enable_prefix_caching)
-        runner, max_replays = self._runner(num_blocks)
+        runner = self._runner(num_blocks)
         self.scheduler = Scheduler(
-            self.kv, runner.slots, self.config.max_num_batched_tokens, self.config.block_size, max_replays
+            self.kv,
+            runner.slots,
+            self.config.max_num_batched_tokens,
+            self.config.block_size,
+            runner.max_replays,
+            runner.rows_may_end,
         )
         self.core = EngineCore(
             runner,
@@ -102,8 +117,8 @@ class LLMEngine:
             self.admission.split_format(),
         )
 
-    def _runner(self, num_blocks: int) -> tuple[TorchRunner | DeviceRunner, int]:
-        """The runner for the device and backend, with slot table and KV cache, and how many steps it does at a time."""
+    def _runner(self, num_blocks: int) -> TorchRunner | DeviceRunner:
+        """The runner for the device and backend, with slot table and KV cache."""
         config, model = self.config, self.model.config
         layers, *block = block_shape(model, config.block_size)
         # Zeros, not garbage: masked keys have weight 0, and 0 x NaN would still be NaN.
@@ -112,15 +127,18 @@ class LLMEngine:
         max_blocks = -(-self.max_model_len // config.block_size)
         size = (config.max_num_seqs, max_blocks, self.max_model_len, self.eos_token_ids)
         if self.device.type == "cpu" and config.attention_backend != "triton":
-            return TorchRunner(self.model, storage, SlotTable(*size), valid), 1
+            # One step a launch where a row's bits depend on the batch: what a launch holds is a matter of time.
+            packed = getattr(getattr(self.model, "lm_head", None), "packed", None)
+            independent = config.deterministic or packed is not None
+            max_replays = MAX_REPLAYS if independent else 1
+            return TorchRunner(self.model, storage, SlotTable(*size), valid, max_replays)
         # Imported here: a CPU does not wait for Triton.
-        from s1engine.engine.device_runner import MAX_REPLAYS, DeviceRunner
+        from s1engine.engine.device_runner import DeviceRunner
         from s1engine.engine.device_slots import DeviceSlotTable
 
         slots = DeviceSlotTable(*size, model.vocab_size, self.device)
         flash = use_flash(config, model, self.device)
-        runner = DeviceRunner(self.model, storage, slots, valid, deterministic=config.deterministic, flash=flash)
-        return runner, MAX_REPLAYS
+        return DeviceRunner(self.model, storage, slots, valid, deterministic=config.deterministic, flash=flash)
 
     def add_request(
         self,
@@ -155,6 +173,16 @@ class LLMEngine:
             raise ValueError(f"request_id={request_id!r}: there is no such unfinished request")
         for seq in request.samples:
             answer_now(seq, self.core.slots)
+
+    def update_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite parameters in place, as `models.weights.update_weights`; cached prefixes are forgotten.
+
+        Raises ValueError, having changed nothing, for names or shapes that do not fit, and while requests are running.
+        """
+        if self.core.requests:
+            raise ValueError(f"update_weights: {len(self.core.requests)} requests are unfinished; finish or abort them")
+        update_weights(self.model, tensors)
+        self.kv.reset_prefix_cache()
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.core.requests)

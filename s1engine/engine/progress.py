@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from s1engine.engine.request import Sequence
 from s1engine.engine.thinking import cut_thinking, extend_thinking, update_thinking
 from s1engine.kernels.slot_layout import Result
@@ -15,7 +17,7 @@ from s1engine.thinking.layout import Flag
 FORCED, FINISHED, TRUNCATED = int(Flag.FORCED), int(Flag.FINISHED), int(Flag.TRUNCATED)
 REWIND, TOKEN, FLAGS, HELD = int(Result.REWIND), int(Result.TOKEN), int(Result.FLAGS), int(Result.HELD)
 COUNT, PHASE, BANNED = int(Result.COUNT), int(Result.PHASE), int(Result.BANNED)
-LOGPROB, RANK = int(Result.LOGPROB), int(Result.RANK)
+LOGPROB, RANK, ACTIVE = int(Result.LOGPROB), int(Result.RANK), int(Result.ACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,43 +28,45 @@ class End:
     stop_reason: int | str | None = None
 
 
+def uneventful(results: np.ndarray) -> list[bool]:
+    """For each sequence, whether nothing happened to it but that tokens were sampled, and it goes on.
+
+    results  int32 [replays, R, RESULT_WIDTH]
+    """
+    events = results[:, :, REWIND] | results[:, :, FLAGS] | results[:, :, HELD] | results[:, :, BANNED]
+    return ((events == 0) & (results[:, :, ACTIVE] != 0)).all(0).tolist()
+
+
+def extend(seq: Sequence, tokens: list[int], counts: list[int]) -> bool:
+    """Write down the tokens of an uneventful launch, all at once. Returns False where somebody looks at each.
+
+    counts  thinking tokens after each
+    """
+    if seq.watched or seq.request.params.logprobs is not None or seq.checked != len(seq.forced):
+        return False
+    seq.tokens += tokens
+    nothing = [False] * len(tokens)
+    seq.forced += nothing
+    seq.banned += nothing
+    seq.checked += len(tokens)
+    if seq.thinking is not None:
+        extend_thinking(seq, counts)
+    return True
+
+
 def take(
     seq: Sequence, rows: list[list[int]], logprobs: dict[int, Logprob] | None, eos_token_ids: frozenset[int]
 ) -> End | None:
-    """Write down what a launch sampled. Returns the end of the sequence, if it has come.
+    """Write down what a launch sampled, token by token. Returns the end of the sequence, if it has come.
 
     rows      one row of slot_layout.Result a replay; those after the end are dropped
     logprobs  of the only replay, where they are asked for and not in the rows
     """
-    if _extend(seq, rows):
-        return End("length") if seq.known >= seq.limit else None
     for row in rows:
         end = _append(seq, row, logprobs, eos_token_ids)
         if end is not None:
             return end
     return None
-
-
-def _extend(seq: Sequence, rows: list[list[int]]) -> bool:
-    """Write rows at which nothing happened but a sampled token, all at once. Returns False where that is not so."""
-    watched = seq.text is not None or seq.splitter is not None or seq.output_counts is not None
-    if watched or seq.request.params.logprobs is not None or seq.checked != seq.num_output:
-        return False
-    tokens = []
-    for row in rows:
-        if row[REWIND] or row[FLAGS] or row[HELD] or row[BANNED] or row[TOKEN] < 0:
-            return False
-        tokens.append(row[TOKEN])
-    if not seq.end_ids.isdisjoint(tokens):
-        return False
-    seq.tokens += tokens
-    seq.forced += [False] * len(tokens)
-    seq.banned += [False] * len(tokens)
-    seq.checked = seq.num_output
-    seq.held = 0
-    if seq.thinking is not None:
-        extend_thinking(seq, [row[COUNT] for row in rows])
-    return True
 
 
 def _append(
@@ -83,7 +87,8 @@ def _append(
         if seq.request.params.logprobs is not None:
             entry = logprobs or {token: Logprob(_float(row[LOGPROB]), row[RANK])}
             seq.logprobs.append(entry)
-            seq.chosen_logprobs.append(entry[token].logprob)
+            so_far = seq.logprob_sums[-1] if seq.logprob_sums else 0.0
+            seq.logprob_sums.append(so_far + entry[token].logprob)
     seq.held = row[HELD]
     if seq.thinking is not None:
         update_thinking(seq, flags, row[COUNT], row[PHASE], token >= 0)

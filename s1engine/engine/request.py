@@ -66,6 +66,7 @@ class Sequence:
     ahead: int = 0
     end_ids: frozenset[int] = frozenset()  # ids that end it when sampled; EOS among them where no machine decides
     needs_host: bool = False  # the host must know its newest token before its next step is launched
+    watched: bool = False  # the host looks at every token as it comes, for a stop that no slot knows or for a stream
     status: Status = Status.WAITING
     slot: int = -1
     table: BlockTable | None = None
@@ -74,7 +75,7 @@ class Sequence:
     forced: list[bool] = field(default_factory=list)
     banned: list[bool] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
-    chosen_logprobs: list[float] = field(default_factory=list)
+    logprob_sums: list[float] = field(default_factory=list)  # of the tokens' own logprobs, up to each output token
     held_logits: list[torch.Tensor] = field(default_factory=list)  # rows of the held tokens, where logprobs are asked
     output_counts: torch.Tensor | None = None  # int32 [vocab], kept while penalties are in use
     text: Detokenizer | None = None  # grown as tokens come, where the request streams or has stop strings
@@ -99,10 +100,7 @@ class Sequence:
     @property
     def num_certain_steps(self) -> int:
         """How many further steps it is certain not to end in before its limit; at least 1."""
-        watched = (
-            self.needs_host or self.end_ids or self.text is not None or self.splitter is not None or self.request.stream
-        )
-        may_end = watched or (self.thinking is not None and self.thinking.may_end)
+        may_end = self.watched or self.end_ids or (self.thinking is not None and self.thinking.may_end)
         return 1 if may_end else max(self.limit - self.known - self.ahead, 1)
 
     @property
@@ -119,7 +117,7 @@ class Sequence:
             return
         del self.forced[-count:], self.banned[-count:]
         if self.request.params.logprobs is not None:
-            del self.logprobs[-count:], self.chosen_logprobs[-count:]
+            del self.logprobs[-count:], self.logprob_sums[-count:]
         if self.thinking is not None:
             del self.thinking.counts[-count:]
         if self.output_counts is not None:

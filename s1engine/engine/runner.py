@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +27,13 @@ PROMPT_LOGIT_ROWS = 64
 
 @dataclass(slots=True)
 class Sampled:
-    """What a launch did to the sequences that sampled, `plan.sampling`; both lists run parallel to it.
+    """What a launch did to its R sequences that sampled, in the order of `plan.sampling`.
 
-    rows      for each, one row of `slot_layout.Result` a replay
-    logprobs  for each, of its only replay; None where none were asked for
+    results   int32 [replays, R, RESULT_WIDTH], columns of `slot_layout.Result`
+    logprobs  for each sequence, of its only replay; None where none were asked for
     """
 
-    rows: list[list[list[int]]]
+    results: np.ndarray
     logprobs: list[dict[int, Logprob] | None]
 
 
@@ -44,9 +45,16 @@ class Launch(Protocol):
 
 
 class Runner(Protocol):
-    """Executes plans in the order of their launches. depth: how many launches it gains from having unseen."""
+    """Executes plans in the order of their launches.
+
+    depth         how many launches it gains from having unseen
+    max_replays   how many steps a launch may have
+    rows_may_end  whether it loses nothing by rows that end inside of a launch
+    """
 
     depth: int
+    max_replays: int
+    rows_may_end: bool
 
     def needs_host(self, seq: Sequence) -> bool:
         """Whether the host must know the sequence's newest token before its next step is launched."""
@@ -65,7 +73,9 @@ class PromptLogprobs:
 
     def __init__(self, model: CausalLM, valid_tokens: Tensor | None, device: torch.device) -> None:
         self.model = model
-        self._invalid_ids = None if valid_tokens is None else torch.nonzero(~valid_tokens).flatten().to(device)
+        self._invalid_ids: Tensor | None = None
+        if valid_tokens is not None and not bool(valid_tokens.all()):
+            self._invalid_ids = torch.nonzero(~valid_tokens).flatten().to(device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [R, vocab] of hidden rows [R, hidden]."""
@@ -73,7 +83,7 @@ class PromptLogprobs:
 
     def mask_invalid(self, logits: Tensor) -> Tensor:
         """Drop the ids that the tokenizer lacks, in place."""
-        if self._invalid_ids is not None and len(self._invalid_ids):
+        if self._invalid_ids is not None:
             logits.index_fill_(1, self._invalid_ids, BANNED)
         return logits
 
@@ -95,9 +105,8 @@ def record_logprobs(
     index: list[int],
     logits: Tensor,
     results: list[list[int]],
-    into: list[dict[int, Logprob] | None],
-) -> None:
-    """Logprobs of the tokens that were written, each from the logits of its own position.
+) -> dict[int, dict[int, Logprob]]:
+    """Logprobs of the tokens that were written, each from the logits of its own position; by i of `index`.
 
     logits   float32 [len(index), vocab], of seqs[i] for each i of `index`
     results  rows of slot_layout.Result of all of `seqs`
@@ -113,8 +122,7 @@ def record_logprobs(
         seq.held_logits = [*seq.held_logits, row.clone()][-held:] if held else []
     tokens = [max(results[i][Result.TOKEN], 0) for i in index]
     tops = [seqs[i].request.params.logprobs or 0 for i in index]
-    for i, entry in zip(index, logprob_dicts(torch.stack(rows), tokens, tops), strict=True):
-        into[i] = entry
+    return dict(zip(index, logprob_dicts(torch.stack(rows), tokens, tops), strict=True))
 
 
 def wants(seq: Sequence, mode: str) -> bool:

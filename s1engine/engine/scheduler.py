@@ -36,29 +36,40 @@ class Chunk:
 class Plan:
     """One launch: chunks (those of length 1 first), and the block copies to make before them.
 
-    replays  how often it is done in a row, each time with the token sampled last; above 1 all chunks decode
+    replays   how often it is done in a row, each time with the token sampled last; above 1 all chunks decode. A runner
+              may do fewer, and says so here.
+    sampling  the sequences that sample, in order
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     replays: int = 1
+    sampling: list[Sequence] = field(init=False)
 
-    @property
-    def sampling(self) -> list[Sequence]:
-        """The sequences that sample, in order."""
-        return [chunk.seq for chunk in self.chunks if chunk.samples]
+    def __post_init__(self) -> None:
+        self.sampling = [chunk.seq for chunk in self.chunks if chunk.samples]
 
 
 class Scheduler:
     """Keeps the waiting and the running sequences, and plans steps.
 
     running is sorted by age; waiting is a heap by age, from which finished sequences are dropped lazily.
+
+    max_replays   steps of a launch at most
+    rows_may_end  rows may end inside of a launch: the runner leaves them out from there on, and loses nothing by them
     """
 
     def __init__(
-        self, kv: KVCache, slots: SlotTable, max_num_batched_tokens: int, block_size: int, max_replays: int = 1
+        self,
+        kv: KVCache,
+        slots: SlotTable,
+        max_num_batched_tokens: int,
+        block_size: int,
+        max_replays: int = 1,
+        rows_may_end: bool = False,
     ) -> None:
         self.max_replays = max_replays
+        self.rows_may_end = rows_may_end
         self.kv = kv
         self.slots = slots
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -95,34 +106,37 @@ class Scheduler:
         lacks_blocks = False
         decodes, prefills = [], []
         for seq in self.running:
-            reach = seq.known + seq.ahead
-            if reach - seq.computed > 1:
+            start = seq.computed
+            if len(seq.tokens) + seq.ahead - start > 1:
                 prefills.append(seq)
-            elif reach < seq.limit:  # else it is full when all of it is in
+            elif start + 1 < seq.limit:  # else it is full when all of it is in
                 decodes.append(seq)
         replays = self._replays(decodes, prefills)
-        if not may_preempt and not self._have_blocks(decodes + prefills, replays):
+        if not may_preempt and not self._have_blocks(decodes, prefills, replays):
             return Plan()  # somebody may have to give way, so what is on its way has to come in first
         for seq in decodes + prefills:
-            left = seq.known + seq.ahead - seq.computed
+            start = seq.computed
+            left = len(seq.tokens) + seq.ahead - start
             length = min(left, budget)
             if length == 0 or seq.status is not Status.RUNNING:
                 continue  # no budget left, or preempted for an older one just now
-            end = seq.computed + length + replays - 1
-            while seq.status is Status.RUNNING and (made := self._reserve(seq, end)) is None:
-                assert may_preempt, "there were blocks enough"
-                lacks_blocks = True
-                victim = self._youngest_holder()
-                self._preempt(victim)
-                if victim in plan:
-                    budget += plan.pop(victim).length
-                    copies.pop(victim, None)
-            if seq.status is Status.RUNNING:
-                assert made is not None
-                plan[seq] = self._chunk(seq, length, left)
+            end = start + length if replays == 1 else self._end(seq, replays)
+            assert seq.table is not None
+            if start < seq.table.own_start or end > seq.table.own_end:
+                while seq.status is Status.RUNNING and (made := self._reserve(seq, end)) is None:
+                    assert may_preempt, "there were blocks enough"
+                    lacks_blocks = True
+                    victim = self._youngest_holder()
+                    self._preempt(victim)
+                    if victim in plan:
+                        budget += plan.pop(victim).length
+                        copies.pop(victim, None)
+                if seq.status is not Status.RUNNING:
+                    continue
                 if made:
                     copies[seq] = made
-                budget -= length
+            plan[seq] = Chunk(seq, start, length, length == left and not seq.request.score_only)
+            budget -= length
         if not lacks_blocks:
             self._admit(plan, copies, budget)
         chunks = list(plan.values())
@@ -130,34 +144,45 @@ class Scheduler:
             chunks.sort(key=lambda chunk: chunk.length != 1)
         return Plan(chunks, [pair for made in copies.values() for pair in made], replays)
 
-    @staticmethod
-    def _chunk(seq: Sequence, length: int, left: int) -> Chunk:
-        return Chunk(seq, seq.computed, length, length == left and not seq.request.score_only)
-
-    def _have_blocks(self, seqs: list[Sequence], replays: int) -> bool:
+    def _have_blocks(self, decodes: list[Sequence], prefills: list[Sequence], replays: int) -> bool:
         """Whether the next chunks of running sequences can all have their blocks."""
         size, free = self.block_size, self.kv.num_free_blocks
         # Each decode takes few: the exact count is for when these few could be too many.
-        lengths = [min(s.known + s.ahead - s.computed, self.max_num_batched_tokens) + replays - 1 for s in seqs]
-        if sum(length // size + 2 for length in lengths) <= free:
+        lengths = [min(s.known + s.ahead - s.computed, self.max_num_batched_tokens) for s in prefills]
+        if len(decodes) * (replays // size + 2) + sum(length // size + 2 for length in lengths) <= free:
             return True
-        ends = [s.computed + length for s, length in zip(seqs, lengths, strict=True)]
-        needed = [self.kv.blocks_needed(s.table, s.computed, e) for s, e in zip(seqs, ends, strict=True) if s.table]
-        return sum(needed) <= free
+        ends = [self._end(s, replays) for s in decodes]
+        ends += [s.computed + length for s, length in zip(prefills, lengths, strict=True)]
+        pairs = zip(decodes + prefills, ends, strict=True)
+        return sum(self.kv.blocks_needed(s.table, s.computed, end) for s, end in pairs if s.table) <= free
+
+    @staticmethod
+    def _end(seq: Sequence, replays: int) -> int:
+        """Where a decoding sequence has got to after so many steps: the token at the limit is never computed."""
+        return min(seq.computed + replays, seq.limit - 1)
 
     def _replays(self, decodes: list[Sequence], prefills: list[Sequence]) -> int:
-        """How many steps may follow each other unseen: as long as nobody can end, and nobody waits for a turn."""
+        """How many steps may follow each other unseen: where nobody is watched, and nobody waits for a turn.
+
+        Where rows may not end inside of a launch, as long as none can.
+        """
         if self.max_replays == 1 or prefills or not decodes or len(decodes) > self.max_num_batched_tokens:
             return 1
         if self.waiting and self.slots.num_free:
             return 1
-        replays = self.max_replays
-        for seq in decodes:
-            replays = min(replays, seq.num_certain_steps)
-            if replays == 1:
-                return 1
-        needed = sum(self.kv.blocks_needed(s.table, s.computed, s.computed + replays) for s in decodes if s.table)
-        return replays if needed <= self.kv.num_free_blocks else 1
+        if not self.rows_may_end:
+            replays = self.max_replays
+            for seq in decodes:
+                replays = min(replays, seq.num_certain_steps)
+                if replays == 1:
+                    return 1
+        elif any(seq.watched for seq in decodes):
+            return 1
+        else:
+            left = [seq.limit - seq.computed - 1 for seq in decodes]
+            # A slot that is free by an end inside of a launch is given out after it: not long after.
+            replays = min(self.max_replays // 2, *left) if self.waiting else min(self.max_replays, max(left))
+        return replays if self._have_blocks(decodes, [], replays) else 1
 
     def _admit(self, plan: dict[Sequence, Chunk], copies: dict[Sequence, list[tuple[int, int]]], budget: int) -> None:
         # No more run than the token budget has tokens, so that all of them can decode in every step.
@@ -187,7 +212,8 @@ class Scheduler:
             bisect.insort(self.running, seq)
             if seq.index == 0 and not seq.request.metrics.num_preemptions:
                 seq.request.num_cached_tokens = seq.computed
-            plan[seq] = self._chunk(seq, length, seq.known - seq.computed)
+            samples = seq.computed + length == seq.known and not seq.request.score_only
+            plan[seq] = Chunk(seq, seq.computed, length, samples)
             if made:
                 copies[seq] = made
             budget -= length
@@ -198,8 +224,7 @@ class Scheduler:
             copies = self.kv.reserve(seq.table, seq.computed, end)
         except OutOfBlocks:
             return None
-        if copies:
-            self.slots.invalidate_blocks(seq, seq.computed // self.block_size)
+        self.slots.blocks_changed(seq, seq.computed // self.block_size)
         return copies
 
     def _youngest_holder(self) -> Sequence:

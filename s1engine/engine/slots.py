@@ -34,7 +34,9 @@ class SlotTable:
         self.fields = np.zeros((num_slots, FIELD_WIDTH), np.int32)
         self.programs = np.zeros((num_slots, PROGRAM_WIDTH), np.int32)
         self.states = np.zeros((num_slots, STATE_WIDTH), np.int32)
+        self.num_assigned = 0  # slots given out so far: rows are the same ones while it is
         self._num_uploaded = [0] * num_slots
+        self._changed: dict[int, Sequence] = {}  # by slot: their block tables lack blocks
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -44,7 +46,9 @@ class SlotTable:
     def assign(self, seq: Sequence) -> None:
         """Give a sequence a slot and fill its row."""
         slot = seq.slot = self._free.pop()
+        self.num_assigned += 1
         self._num_uploaded[slot] = 0
+        self._changed[slot] = seq
         self.tokens[slot, : seq.known] = seq.tokens
         self.fields[slot] = self._fields(seq)
         if seq.thinking is not None:
@@ -71,6 +75,7 @@ class SlotTable:
 
     def release(self, seq: Sequence) -> None:
         """Take a sequence's slot. What the slot knows of it is lost: `read_state` comes before where it will resume."""
+        self._changed.pop(seq.slot, None)
         self._free.append(seq.slot)
         seq.slot = -1
 
@@ -83,17 +88,23 @@ class SlotTable:
         self.states[slot, State.MAX_TOKENS] = 0
         self.fields[slot, Field.USER_CAP] = 0
 
-    def invalidate_blocks(self, seq: Sequence, num_valid: int) -> None:
-        """Entries of the block table from `num_valid` on have changed."""
-        self._num_uploaded[seq.slot] = min(self._num_uploaded[seq.slot], num_valid)
+    def blocks_changed(self, seq: Sequence, first: int) -> None:
+        """The sequence has new blocks, or others, from entry `first` of its table on."""
+        self._num_uploaded[seq.slot] = min(self._num_uploaded[seq.slot], first)
+        self._changed[seq.slot] = seq
 
-    def sync_blocks(self, seq: Sequence) -> None:
-        """Write the block ids that the row lacks."""
-        assert seq.table is not None
-        done, blocks = self._num_uploaded[seq.slot], seq.table.blocks
-        if done != len(blocks):
-            self._write_blocks(seq.slot, done, blocks[done:])
-            self._num_uploaded[seq.slot] = len(blocks)
+    def sync_blocks(self) -> list[tuple[int, int, int]]:
+        """Write the block ids that rows lack. Returns (slot, start, end) of the entries written."""
+        written = []
+        for slot, seq in self._changed.items():
+            assert seq.table is not None
+            start, blocks = self._num_uploaded[slot], seq.table.blocks
+            if start != len(blocks):
+                self._write_blocks(slot, start, blocks[start:])
+                self._num_uploaded[slot] = len(blocks)
+                written.append((slot, start, len(blocks)))
+        self._changed.clear()
+        return written
 
     def _write_blocks(self, slot: int, start: int, blocks: list[int]) -> None:
         self.block_tables[slot, start : start + len(blocks)] = blocks

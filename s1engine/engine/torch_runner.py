@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,21 @@ from s1engine.engine.request import Sequence
 from s1engine.engine.runner import PromptLogprobs, Sampled, copy_blocks, record_logprobs, wants
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.engine.slots import SlotTable
+from s1engine.engine.step_rows import DecodeRows, StepRows
 from s1engine.kernels.sampler import processed_logits, sample
 from s1engine.kernels.slot_layout import RESULT_WIDTH, Field, Result
 from s1engine.kernels.slot_step import advance_slots
 from s1engine.models import CausalLM
 from s1engine.models.batch import PackedBatch
 from s1engine.outputs import Logprob
-from s1engine.thinking.layout import OUT_WIDTH, State
+from s1engine.thinking.layout import OUT_WIDTH, Out, State
 from s1engine.thinking.program import banned_ids
 from s1engine.thinking.stepper import step
+
+# Decode steps of a launch at most, and its seconds: nobody is let in, nor shown anything, before it is over. A single
+# step of a large model takes longer than that.
+MAX_REPLAYS = 8
+LAUNCH_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -37,17 +44,27 @@ class Done:
 class TorchRunner:
     """See `runner.Runner`. valid_tokens: bool [vocab], False for ids that the tokenizer lacks (None: all are valid).
 
-    kv_cache  [layers, 2, blocks, block_size, kv_heads, head_dim]
-    depth     0: nothing is gained by planning ahead of what is done at once. (It may be set, to see that it works.)
+    kv_cache        [layers, 2, blocks, block_size, kv_heads, head_dim]
+    max_replays     steps of a launch at most
+    depth           0: nothing is gained by planning ahead of what is done at once. (It may be set, to test the engine.)
+    launch_seconds  a launch ends before the step that would take it beyond that; it has one at least
     """
 
-    def __init__(self, model: CausalLM, kv_cache: Tensor, slots: SlotTable, valid_tokens: Tensor | None) -> None:
+    rows_may_end = True
+
+    def __init__(
+        self, model: CausalLM, kv_cache: Tensor, slots: SlotTable, valid_tokens: Tensor | None, max_replays: int = 1
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.slots = slots
         self.block_size = kv_cache.shape[3]
         self.depth = 0
+        self.max_replays = max_replays
+        self.launch_seconds = LAUNCH_SECONDS
+        self.clock = time.perf_counter
         self._prompts = PromptLogprobs(model, valid_tokens, kv_cache.device)
+        self._decoding: DecodeRows | None = None  # those of the last launch
 
     def needs_host(self, seq: Sequence) -> bool:
         """What the slot does not know of: edits of the logits, and kept logits."""
@@ -56,35 +73,67 @@ class TorchRunner:
     def launch(self, plan: Plan) -> Done:
         if plan.copies:
             copy_blocks(self.kv_cache, *(torch.tensor(side) for side in zip(*plan.copies, strict=True)))
-        for chunk in plan.chunks:
-            self.slots.sync_blocks(chunk.seq)
-        sampled = Sampled([[] for _ in plan.sampling], [None] * len(plan.sampling))
-        for _ in range(plan.replays):
-            self._step(plan.chunks, sampled)
+        written = self.slots.sync_blocks()
+        rows = len(plan.sampling)
+        sampled = Sampled(np.tile(NOTHING, (plan.replays, rows, 1)), [None] * rows)
+        if plan.chunks[-1].length == 1 and len(plan.sampling) == len(plan.chunks):
+            plan.replays = self._decode(plan, written, sampled)
+            sampled.results = sampled.results[: plan.replays]
+        else:
+            self._decoding = None
+            self._mixed(plan.chunks, sampled)
         return Done(sampled)
 
-    def _step(self, chunks: list[Chunk], sampled: Sampled) -> None:
+    def _decode(self, plan: Plan, written: list[tuple[int, int, int]], sampled: Sampled) -> int:
+        """Steps in which every row decodes. Returns how many."""
+        start = self.clock()
+        seqs, places = plan.sampling, np.arange(len(plan.sampling))
+        decoding = self._decoding
+        if decoding is None or not decoding.are(seqs):
+            decoding = DecodeRows(seqs, self.slots, self.block_size)
+        else:
+            decoding.update(written)
+        active = self.slots.fields[decoding.rows.slots, Field.ACTIVE] != 0
+        done = 0
+        for done, results in enumerate(sampled.results, 1):
+            if not active.all():
+                kept = np.flatnonzero(active)
+                if not len(kept):
+                    break
+                seqs, places = [seqs[i] for i in kept.tolist()], places[kept]
+                decoding = DecodeRows(seqs, self.slots, self.block_size)
+            token_ids, batch = decoding.inputs()
+            logits = self._prompts.logits(self.model(token_ids, batch, self.kv_cache))
+            rows, logprobs = self._sample(logits, seqs, decoding.rows)
+            results[places] = rows
+            for i, entry in logprobs.items():
+                sampled.logprobs[places[i]] = entry
+            active = rows[:, Result.ACTIVE] != 0
+            if (self.clock() - start) * (done + 1) > self.launch_seconds * done:
+                break
+        self._decoding = decoding
+        return done
+
+    def _mixed(self, chunks: list[Chunk], sampled: Sampled) -> None:
+        """One step of chunks of any length."""
         active = [c for c in chunks if not c.samples or self.slots.fields[c.seq.slot, Field.ACTIVE]]
-        places = [
-            i for i, c in enumerate(c for c in chunks if c.samples) if self.slots.fields[c.seq.slot, Field.ACTIVE]
-        ]
-        results: list[list[int]] = []
-        logprobs: list[dict[int, Logprob] | None] = []
-        if active:
-            token_ids, batch = self._inputs(active)
-            hidden = self.model(token_ids, batch, self.kv_cache)
-            for chunk, start in zip(active, batch.query_start_list, strict=False):
-                if chunk.seq.request.prompt_logprobs is not None:
-                    self._prompts.extend(chunk, hidden[start : start + chunk.length])
-            last = [end - 1 for c, end in zip(active, batch.query_start_list[1:], strict=True) if c.samples]
-            if last:
-                logits = self._prompts.logits(hidden[torch.tensor(last)])
-                results, logprobs = self._sample(logits, [c.seq for c in active if c.samples])
-        for rows in sampled.rows:
-            rows.append(NOTHING)
-        for place, row, entry in zip(places, results, logprobs, strict=True):
-            sampled.rows[place][-1] = row
-            sampled.logprobs[place] = entry
+        sampling = [c for c in chunks if c.samples]
+        places = [i for i, c in enumerate(sampling) if self.slots.fields[c.seq.slot, Field.ACTIVE]]
+        if not active:
+            return
+        token_ids, batch = self._inputs(active)
+        hidden = self.model(token_ids, batch, self.kv_cache)
+        for chunk, start in zip(active, batch.query_start_list, strict=False):
+            if chunk.seq.request.prompt_logprobs is not None:
+                self._prompts.extend(chunk, hidden[start : start + chunk.length])
+        if not places:
+            return
+        last = [end - 1 for c, end in zip(active, batch.query_start_list[1:], strict=True) if c.samples]
+        seqs = [c.seq for c in active if c.samples]
+        logits = self._prompts.logits(hidden[torch.tensor(last)])
+        sampled.results[0, places], logprobs = self._sample(logits, seqs, StepRows.of(seqs, self.slots))
+        for i, entry in logprobs.items():
+            sampled.logprobs[places[i]] = entry
 
     def _inputs(self, chunks: list[Chunk]) -> tuple[Tensor, PackedBatch]:
         slots = np.array([c.seq.slot for c in chunks])
@@ -107,46 +156,52 @@ class TorchRunner:
         )
         return torch.from_numpy(token_ids), batch
 
-    def _sample(self, logits: Tensor, seqs: list[Sequence]) -> tuple[list[list[int]], list[dict[int, Logprob] | None]]:
-        table = self.slots
-        slots = np.array([seq.slot for seq in seqs], np.int32)
-        raw = [i for i, s in enumerate(seqs) if wants(s, "raw_logprobs")]
+    def _sample(
+        self, logits: Tensor, seqs: list[Sequence], rows: StepRows
+    ) -> tuple[np.ndarray, dict[int, dict[int, Logprob]]]:
+        """Sample from logits, which may be edited, and advance the slots.
+
+        Returns int32 [R, RESULT_WIDTH], and the logprobs of the rows where they are asked for.
+        """
+        table, slots = self.slots, rows.slots
+        raw = [i for i in rows.by_host if wants(seqs[i], "raw_logprobs")]
         raw_logits = logits[torch.tensor(raw)] if raw else None
-        banned = self._edit(logits, seqs, slots)
-        sampling = table.sampling_batch(slots)
-        sampled = sample(logits, sampling).numpy().astype(np.int32)
+        banned = self._edit(logits, seqs, rows)
+        sampled = sample(logits, rows.sampling).numpy().astype(np.int32)
 
         stepped = np.zeros((len(seqs), OUT_WIDTH), np.int32)
-        stepped[:, Result.TOKEN] = sampled
-        machine = np.flatnonzero(table.fields[slots, Field.HAS_MACHINE])
-        if len(machine):
+        stepped[:, Out.TOKEN] = sampled
+        if len(rows.machine):
+            machine = rows.machine
             stepped[machine] = step(table.programs, table.states, slots[machine], sampled[machine])
-        rows = advance_slots(table.fields, table.tokens, table.programs, table.states, slots, stepped, banned).tolist()
+        results = advance_slots(table.fields, table.tokens, table.programs, table.states, slots, stepped, banned)
 
-        logprobs: list[dict[int, Logprob] | None] = [None] * len(seqs)
+        logprobs: dict[int, dict[int, Logprob]] = {}
         if raw_logits is not None:
-            record_logprobs(seqs, raw, raw_logits, rows, logprobs)
-        processed = [i for i, s in enumerate(seqs) if wants(s, "processed_logprobs")]
+            logprobs |= record_logprobs(seqs, raw, raw_logits, results.tolist())
+        processed = [i for i in rows.by_host if wants(seqs[i], "processed_logprobs")]
         if processed:
-            kept = processed_logits(logits, sampling)[torch.tensor(processed)]
-            record_logprobs(seqs, processed, kept, rows, logprobs)
-        return rows, logprobs
+            kept = processed_logits(logits, rows.sampling)[torch.tensor(processed)]
+            logprobs |= record_logprobs(seqs, processed, kept, results.tolist())
+        return results, logprobs
 
-    def _edit(self, logits: Tensor, seqs: list[Sequence], slots: np.ndarray) -> np.ndarray:
+    def _edit(self, logits: Tensor, seqs: list[Sequence], rows: StepRows) -> np.ndarray:
         """Apply bias, bans and penalties in place. Returns bool [R], whether anything was banned."""
         banned = np.zeros(len(seqs), bool)
-        rows = [i for i, seq in enumerate(seqs) if seq.request.edits_logits]
-        if rows:
-            banned[rows] = edit_logits(logits, rows, [seqs[i] for i in rows])
-        kinds = self.slots.states[slots, State.BAN] * self.slots.fields[slots, Field.HAS_MACHINE]
-        for i in np.flatnonzero(kinds).tolist():
-            ids = banned_ids(self.slots.programs[slots[i]], int(kinds[i]))
-            if ids:
-                logits[i, list(ids)] = BANNED
-                banned[i] = True
+        edited = [i for i in rows.by_host if seqs[i].request.edits_logits]
+        if edited:
+            banned[edited] = edit_logits(logits, edited, [seqs[i] for i in edited])
+        if len(rows.machine):
+            slots = rows.slots[rows.machine]
+            kinds = self.slots.states[slots, State.BAN]
+            for k in np.flatnonzero(kinds).tolist():
+                ids = banned_ids(self.slots.programs[slots[k]], int(kinds[k]))
+                if ids:
+                    logits[rows.machine[k], list(ids)] = BANNED
+                    banned[rows.machine[k]] = True
         return banned
 
 
 # The row of a sequence that had ended before the step.
-NOTHING = [0] * RESULT_WIDTH
+NOTHING = np.zeros(RESULT_WIDTH, np.int32)
 NOTHING[Result.TOKEN] = -1

@@ -9,37 +9,56 @@ import torch
 from torch import Tensor, nn
 
 from s1engine.kernels.activation import silu_mul
-from s1engine.kernels.linear import linear, pack_weight, pays_to_pack
+from s1engine.kernels.linear import linear
+from s1engine.kernels.packed import PackedWeight, packed_linear, packed_shape
 from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
 from s1engine.models.config import ModelConfig
 from s1engine.models.step import AnyStep
 
 
 class Linear(nn.Module):
-    """x [T, in_features] to [T, out_features]."""
+    """x [T, in_features] to [T, out_features]. The weight is a parameter or, in the C++ operators' layout, `packed`.
 
-    weight: Tensor
+    gated  the first half of the outputs are gates, the second what they gate; packed, it gives silu(gate) * up,
+           [T, out_features / 2]
+    """
+
+    weight: nn.Parameter | None
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, row_invariant: bool) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, row_invariant: bool, gated: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features))
         else:
             self.register_parameter("bias", None)
+        self.in_features, self.out_features = in_features, out_features
         self.row_invariant = row_invariant
+        self.gated = gated
+        self.packed: PackedWeight | None = None
 
-    def pack(self) -> None:
-        """Where it pays, replace the weight by its packed copy: no parameter, and good for multiplying only."""
-        if not pays_to_pack(self.weight):
-            return
-        packed = pack_weight(self.weight.detach())
-        del self.weight
-        self.weight = packed
+    @property
+    def plain_weight(self) -> nn.Parameter:
+        """The weight where it is not packed."""
+        assert self.weight is not None
+        return self.weight
+
+    def packed_shape(self, dtype: torch.dtype) -> tuple[int, ...]:
+        """Shape of the packed form."""
+        return packed_shape(self.out_features, self.in_features, dtype, self.gated)
+
+    def pack_into(self, storage: Tensor) -> None:
+        """Hold the weight there from now on, packed_shape(...) of zeros, and be without values until it is filled."""
+        self.packed = PackedWeight(storage, self.out_features, self.in_features, self.gated)
+        self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.row_invariant)
+        if self.packed is not None:
+            return packed_linear(x, self.packed.storage, self.bias, self.out_features, self.gated, False)
+        return linear(x, self.plain_weight, self.bias, self.row_invariant)
 
 
 class RMSNorm(nn.Module):
@@ -91,12 +110,13 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
         super().__init__()
         size, bias = config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear(config.hidden_size, 2 * size, bias=bias, row_invariant=row_invariant)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * size, bias=bias, row_invariant=row_invariant, gated=True)
         self.down_proj = Linear(size, config.hidden_size, bias=bias, row_invariant=row_invariant)
         self.row_invariant = row_invariant
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu_mul(self.gate_up_proj(x), self.row_invariant))
+        x = self.gate_up_proj(x)
+        return self.down_proj(x if self.gate_up_proj.packed is not None else silu_mul(x, self.row_invariant))
 
 
 class DecoderLayer(nn.Module):
@@ -112,3 +132,18 @@ class DecoderLayer(nn.Module):
     def forward(self, residual: Tensor, x: Tensor | None, step: AnyStep, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         x = self.attention(self.input_norm(residual, x), step, k_cache, v_cache)
         return self.mlp(self.post_attention_norm(residual, x))
+
+    def packed_weights(self) -> list[Tensor]:
+        """Its tensors in the order of `decoder_layers.LAYER_WEIGHTS`."""
+        attention, mlp = self.attention, self.mlp
+        absent = self.input_norm.weight.new_empty(0)
+
+        def parts(matrix: Linear) -> list[Tensor]:
+            assert matrix.packed is not None
+            return [matrix.packed.storage, absent if matrix.bias is None else matrix.bias]
+
+        norms = [absent if norm is None else norm for norm in (attention.q_norm, attention.k_norm)]
+        return [
+            self.input_norm.weight, *parts(attention.qkv_proj), *norms, *parts(attention.o_proj),
+            self.post_attention_norm.weight, *parts(mlp.gate_up_proj), *parts(mlp.down_proj),
+        ]  # fmt: skip

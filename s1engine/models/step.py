@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from s1engine.kernels import native
 from s1engine.kernels.attention import paged_attention, plan_attention, workspace_rows
+from s1engine.kernels.attention_cpu import paged_attention_cpu
 from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
 from s1engine.kernels.kv_cache import store_kv
-from s1engine.kernels.rope import rope
+from s1engine.kernels.rope import rope, rope_store_kv
 from s1engine.models.batch import PackedBatch, SlotBatch
 from s1engine.models.config import ModelConfig
 from s1engine.models.device_step import DeviceStep
@@ -50,7 +52,29 @@ class Step:
         return paged_attention(q, k_cache, v_cache, *where, self.workspace, scale)
 
 
-AnyStep = Step | DeviceStep
+@dataclass(slots=True)
+class NativeStep:
+    """The same for the C++ operators, which need no plan; rotary: the whole table of angles."""
+
+    batch: PackedBatch
+    rotary: Tensor
+
+    def rotate_and_store(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """See Step."""
+        where = (k_cache, v_cache, self.batch.slot_mapping)
+        return rope_store_kv(qkv, self.rotary, self.batch.positions, q_norm, k_norm, eps, *where)
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
+        """See Step."""
+        batch = self.batch
+        return paged_attention_cpu(
+            q, k_cache, v_cache, batch.block_tables, batch.query_start, batch.context_lens, scale
+        )
+
+
+AnyStep = Step | NativeStep | DeviceStep
 
 
 class StepPlanner(nn.Module):
@@ -77,6 +101,8 @@ class StepPlanner(nn.Module):
         """kv_cache as CausalLM.forward takes it."""
         if isinstance(batch, SlotBatch):
             return DeviceStep(batch, self.rotary)
+        if native.AVAILABLE and kv_cache.device.type == "cpu":
+            return NativeStep(batch, self.rotary)
         cos, sin = self.rotary.index_select(0, batch.positions).unbind(1)
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes)

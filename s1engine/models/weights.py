@@ -7,17 +7,20 @@ files; so no second copy of the checkpoint is ever held in memory of our own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 
+from s1engine.kernels import native
 from s1engine.kernels.attention_row_invariant import attention_rows_are_independent
 from s1engine.kernels.linear import any_rows_are_independent, fix_cuda_products, rows_are_independent
+from s1engine.kernels.packed import PackedRows
 from s1engine.models.causal_lm import CausalLM
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.config import ModelConfig, read_config
@@ -44,13 +47,15 @@ def load_model(
     device: str | torch.device = "cpu",
     row_invariant: bool = False,
     packed: bool = True,
+    quantization: str | None = None,
 ) -> CausalLM:
     """Build the model of a folder or hub id and fill its parameters; ready for inference, without gradients.
 
     dtype          "auto" (the config's), "float32" or "bfloat16"
     row_invariant  see CausalLM; raises RuntimeError where this machine's matrix products cannot keep the promise
-    packed         hold the matrices in the matrix library's own layout where it has one (CPUs): faster, but they are
-                   no parameters any more. A tied embedding is then held twice, once to look up and once to multiply.
+    packed         hold the matrices in the layout of the C++ operators where these serve (CPUs): faster, and rows are
+                   independent at no cost, but they are no parameters any more
+    quantization   "int8": matrices, the embedding where it is tied, are rounded to 8 bits as they are packed
     Raises ValueError that names every unsupported feature or every missing, unexpected or misshapen tensor.
     """
     if row_invariant and torch.device(device).type == "cuda":
@@ -65,57 +70,84 @@ def load_model(
         problems = list(checkpoint.problems(shapes, _derived(config, checkpoint)))
         if problems:
             raise ValueError(f"{folder}: the checkpoint does not fit the config: {'; '.join(problems)}")
+        can_pack = packed and native.AVAILABLE and torch.device(device).type == "cpu"
+        if quantization is not None and not can_pack:
+            raise ValueError(
+                f"quantization={quantization!r}: needs the C++ operators for CPUs, which are "
+                f"{native.PROBLEM or 'not used here'}; leave it None"
+            )
+        if can_pack:
+            model.pack(config.dtype if quantization is None else torch.int8)
         model.allocate(torch.device(device))
-        # Part by part: memory that is allocated but not yet written costs nothing, so a part's plain matrices are gone
-        # before the next part's are there.
-        for part, targets in _parts(model):
-            for name, target in targets.items():
-                target.copy_(checkpoint.tensor(name))
-            if packed:
-                for module in part.modules():
-                    if isinstance(module, Linear):
-                        module.pack()
-    if row_invariant:
+        for name, target in checkpoint_targets(model).items():
+            target.copy_(checkpoint.tensor(name))
+    if row_invariant and model.lm_head.packed is None:
         _check_row_invariance(model)
     return model
 
 
-def checkpoint_targets(model: CausalLM) -> dict[str, Tensor]:
-    """Where each tensor of a checkpoint goes: its name there to the parameter, or the rows of a fused one.
-
-    Only of a model that is not packed.
-    """
-    return {name: target for _, targets in _parts(model) for name, target in targets.items()}
-
-
-def _parts(model: CausalLM) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-    """The model module by module, with the targets in each."""
+def checkpoint_targets(model: CausalLM) -> dict[str, Tensor | PackedRows]:
+    """Where each tensor of a checkpoint goes: its name there to the parameter, or the rows of a fused or packed one."""
     config = model.config
-    yield model.lm_head, {EMBEDDING if config.tie_word_embeddings else HEAD: model.lm_head.weight.detach()}
-    rest = {"model.norm.weight": model.norm.weight.detach()}
+    targets: dict[str, Tensor | PackedRows] = {"model.norm.weight": model.norm.weight.detach()}
+    (targets[EMBEDDING if config.tie_word_embeddings else HEAD],) = _rows(model.lm_head, [config.vocab_size])
     if not config.tie_word_embeddings:
-        rest[EMBEDDING] = model.embed_tokens.detach()
-    yield model.norm, rest
+        assert model.embed_tokens is not None
+        targets[EMBEDDING] = model.embed_tokens.detach()
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for number, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
         prefix = f"model.layers.{number}."
-        targets = {
-            f"{prefix}input_layernorm.weight": layer.input_norm.weight.detach(),
-            f"{prefix}post_attention_layernorm.weight": layer.post_attention_norm.weight.detach(),
-        }
+        targets[f"{prefix}input_layernorm.weight"] = layer.input_norm.weight.detach()
+        targets[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_norm.weight.detach()
         if config.qk_norm:
             targets[f"{prefix}self_attn.q_norm.weight"] = layer.attention.q_norm.detach()
             targets[f"{prefix}self_attn.k_norm.weight"] = layer.attention.k_norm.detach()
         for module, names, sizes in (
-            (layer.attention.qkv_proj, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (q, kv, kv)),
-            (layer.attention.o_proj, ("self_attn.o_proj",), (config.hidden_size,)),
-            (layer.mlp.gate_up_proj, ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,) * 2),
-            (layer.mlp.down_proj, ("mlp.down_proj",), (config.hidden_size,)),
+            (layer.attention.qkv_proj, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), [q, kv, kv]),
+            (layer.attention.o_proj, ("self_attn.o_proj",), [config.hidden_size]),
+            (layer.mlp.gate_up_proj, ("mlp.gate_proj", "mlp.up_proj"), [config.intermediate_size] * 2),
+            (layer.mlp.down_proj, ("mlp.down_proj",), [config.hidden_size]),
         ):
-            for kind, parameter in module.named_parameters():
-                for name, target in zip(names, parameter.detach().split(sizes), strict=True):
-                    targets[f"{prefix}{name}.{kind}"] = target
-        yield layer, targets
+            for name, rows in zip(names, _rows(module, sizes), strict=True):
+                targets[f"{prefix}{name}.weight"] = rows
+            if module.bias is not None:
+                for name, values in zip(names, module.bias.detach().split(sizes), strict=True):
+                    targets[f"{prefix}{name}.bias"] = values
+    return targets
+
+
+def _rows(module: Linear, sizes: list[int]) -> Sequence[Tensor | PackedRows]:
+    """A matrix cut into runs of so many rows."""
+    if module.packed is None:
+        return module.plain_weight.detach().split(sizes)
+    starts = accumulate(sizes[:-1], initial=0)
+    return [module.packed.rows(start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def update_weights(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters of a loaded model, in place: packed ones are packed again at the addresses they have.
+
+    tensors  names as in a checkpoint, not necessarily all of them
+    Raises ValueError that lists all names and shapes that do not fit, and has changed nothing then.
+    """
+    targets = checkpoint_targets(model)
+    problems = []
+    for name, tensor in tensors.items():
+        if name == HEAD and model.config.tie_word_embeddings:
+            if EMBEDDING in tensors and not torch.equal(tensor, tensors[EMBEDDING]):
+                problems.append(f"{name} is tied to {EMBEDDING} in this model, but they differ")
+        elif name not in targets:
+            problems.append(f"{name} is not a tensor of this model")
+        elif tensor.shape != targets[name].shape:
+            problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(targets[name].shape)}")
+        elif tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            problems.append(f"{name} has dtype {tensor.dtype}, expected float32, bfloat16 or float16")
+    if problems:
+        raise ValueError(f"update_weights: {'; '.join(problems)}")
+    for name, tensor in tensors.items():
+        if name in targets:
+            targets[name].copy_(tensor.detach())
+    model.weights_version += 1
 
 
 def _settle_tying(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -142,14 +174,14 @@ def _check_row_invariance(model: CausalLM) -> None:
     probed: dict[tuple[torch.Size, bool], bool] = {}
     failing = []
     for name, matrix in matrices:
-        shape = (matrix.weight.shape, matrix.bias is not None)
+        shape = (matrix.plain_weight.shape, matrix.bias is not None)
         if shape not in probed:
-            on_gpu = matrix.weight.is_cuda
-            probed[shape] = not (on_gpu and any_rows_are_independent(matrix.weight, matrix.bias))
-            if probed[shape] and not rows_are_independent(matrix.weight, matrix.bias):
-                failing.append(f"{name} {list(matrix.weight.shape)}")
+            on_gpu = matrix.plain_weight.is_cuda
+            probed[shape] = not (on_gpu and any_rows_are_independent(matrix.plain_weight, matrix.bias))
+            if probed[shape] and not rows_are_independent(matrix.plain_weight, matrix.bias):
+                failing.append(f"{name} {list(matrix.plain_weight.shape)}")
         matrix.row_invariant = probed[shape]
-    on_cpu = not model.lm_head.weight.is_cuda
+    on_cpu = not model.lm_head.plain_weight.is_cuda
     if on_cpu and not attention_rows_are_independent(config.num_heads // config.num_kv_heads, config.head_dim):
         failing.append("attention scores")
     if failing:
@@ -157,6 +189,6 @@ def _check_row_invariance(model: CausalLM) -> None:
             f"row_invariant=True: with this machine's {config.dtype} matrix products a row's bits depend on its "
             f"neighbours for {', '.join(failing)}"
         )
-    slow = [name for name, matrix in matrices if matrix.weight.is_cuda and matrix.row_invariant]
+    slow = [name for name, matrix in matrices if matrix.plain_weight.is_cuda and matrix.row_invariant]
     if slow:
         logger.warning("deterministic=True: %d products go through tiles of 16 rows here, which is slow", len(slow))

@@ -112,6 +112,10 @@ def test_variations_and_both_peers_take_turns(model: str, capsys: pytest.Capture
             f"batch {row['batch']}: speed with {row['engine'].removeprefix('s1engine, ')} / without: {1 / turns[1]:.3f}"
         )
         assert (line in table) == is_variation
+    memory = report["memory"]
+    assert [row["phase"] for row in memory["rows"]] == ["load", "run"]
+    assert memory["kv_bytes"] == 3 * (7 + 9) * 2 * 2 * 16 * 4  # keys and values, two heads of 16, float32
+    assert sum(line.startswith(("memory, peak", "load ", "run ")) for line in table) == 3
 
 
 @pytest.mark.usefixtures("rates")

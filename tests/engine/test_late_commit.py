@@ -14,6 +14,7 @@ from standin import (
     check_released,
     check_request,
     engine,
+    launches,
     oracle,
     random_params,
     random_prompt,
@@ -22,15 +23,6 @@ from standin import (
 
 from s1engine import SamplingParams, ThinkingBudget
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.scheduler import Plan
-
-
-def launches(llm: LLMEngine) -> list[Plan]:
-    """Plans as they are launched, from now on."""
-    seen: list[Plan] = []
-    launch = llm.core.runner.launch
-    llm.core.runner.launch = lambda plan: (seen.append(plan), launch(plan))[1]
-    return seen
 
 
 def run(llm: LLMEngine, prompt: list[int], params: SamplingParams, **settings: Any) -> Any:

@@ -8,24 +8,12 @@ import torch
 from s1engine.kernels.linear import (
     TILE_ROWS,
     any_rows_are_independent,
-    can_pack,
     linear,
     linear_reference,
-    pack_weight,
     rows_are_independent,
 )
 
 SHAPES = [(96, 160), (896, 1152), (164, 48), (64, 1000)]
-CPU = torch.device("cpu")
-LAYOUTS = ["plain", "packed"]
-
-
-def laid_out(weight: torch.Tensor, layout: str) -> torch.Tensor:
-    if layout == "plain":
-        return weight
-    if not can_pack(weight.dtype, CPU):
-        pytest.skip(f"this CPU does not pack {weight.dtype}")
-    return pack_weight(weight)
 
 
 def operands(
@@ -37,14 +25,13 @@ def operands(
     return torch.randn(rows, columns, generator=generator).to(dtype), weight, bias
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("row_invariant", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, TILE_ROWS, TILE_ROWS + 1, 50])
-def test_linear(rows, biased, dtype, row_invariant, layout):
+def test_linear(rows, biased, dtype, row_invariant):
     x, weight, bias = operands(rows, 96, 77, dtype, biased)
-    out = linear(x, laid_out(weight, layout), bias, row_invariant)
+    out = linear(x, weight, bias, row_invariant)
     expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0)
     assert out.dtype == dtype
     tolerance = 4 * torch.finfo(dtype).eps
@@ -54,11 +41,9 @@ def test_linear(rows, biased, dtype, row_invariant, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("columns", "out"), SHAPES)
-def test_rows_have_the_same_bits_in_every_batch(columns, out, layout, biased, dtype):
+def test_rows_have_the_same_bits_in_every_batch(columns, out, biased, dtype):
     x, weight, bias = operands(70, columns, out, dtype, biased)
-    weight = laid_out(weight, layout)
     assert rows_are_independent(weight, bias)
     together = linear(x, weight, bias, True)
     for rows in (slice(0, 1), slice(5, 6), slice(15, 18), slice(31, 70)):
@@ -73,11 +58,11 @@ def test_operator_is_well_formed():
 
 def test_the_probe_of_any_number_of_rows_finds_a_library_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("s1engine.kernels.linear._product", lambda x, *_: x[:, :24] * 2)
+    monkeypatch.setattr("s1engine.kernels.linear.functional.linear", lambda x, *_: x[:, :24] * 2)
     assert any_rows_are_independent(weight, None)
 
     def by_count(x: torch.Tensor, weight: torch.Tensor, bias: object) -> torch.Tensor:
         return x[:, :24] * 2 + (1e-3 if len(x) == 33 else 0.0)
 
-    monkeypatch.setattr("s1engine.kernels.linear._product", by_count)
+    monkeypatch.setattr("s1engine.kernels.linear.functional.linear", by_count)
     assert not any_rows_are_independent(weight, None)

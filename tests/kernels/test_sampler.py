@@ -1,4 +1,7 @@
-"""The sampler against sort-and-mask in float64 with the same noise, against transformers, and against probabilities."""
+"""The sampler against sort-and-mask in float64 with the same noise, against transformers, and against probabilities.
+
+It is the one in PyTorch: tests/csrc/test_sampler.py looks at the one in C++.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ from s1engine.kernels import sampler
 from s1engine.kernels.philox import gumbel_at, gumbel_noise
 from s1engine.kernels.sampler import SamplingBatch, processed_logits, sample
 from s1engine.kernels.sampler_reference import reference_kept_set, reference_sample
+
+
+@pytest.fixture(autouse=True)
+def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_sample_op", sampler._sample)
 
 
 def make_batch(

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from s1engine.kernels.linear import can_pack
-from s1engine.models import load_model, resolve_model_path
-from s1engine.models.weights import checkpoint_targets
+from s1engine.kernels import native
+from s1engine.kernels.packed import PackedRows
+from s1engine.models import CausalLM, load_model, resolve_model_path
+from s1engine.models.layers import Linear
+from s1engine.models.weights import checkpoint_targets, update_weights
 
 FILE = "model.safetensors"
 
@@ -75,16 +77,65 @@ def test_stored_dtypes_are_converted(stored, wanted, make_model):
         assert torch.equal(target, tensors[name].to(expected))
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="needs a CPU that packs bfloat16")
+needs_csrc = pytest.mark.skipif(not native.AVAILABLE, reason=f"C++ operators are {native.PROBLEM}")
+
+
+@needs_csrc
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_packed_matrices_are_no_parameters(tied, make_model):
-    folder = make_model("qwen2", dtype=torch.bfloat16, tie_word_embeddings=tied)
-    plain, packed = load_model(str(folder), packed=False), load_model(str(folder))
-    names = dict(packed.named_parameters()).keys()
-    assert names == {name for name in dict(plain.named_parameters()) if "_proj.weight" not in name} - {"lm_head.weight"}
-    assert "embed_tokens" in names
-    hidden = torch.randn(3, 96).bfloat16()
-    torch.testing.assert_close(packed.compute_logits(hidden), plain.compute_logits(hidden), rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_matrices_hold_the_checkpoint(arch, tied, dtype, make_model):
+    folder = make_model(arch, dtype=dtype, tie_word_embeddings=tied, intermediate_size=150, vocab_size=1001)
+    packed = load_model(str(folder))
+    for name, tensor in load_file(folder / FILE).items():
+        target = checkpoint_targets(packed)[name]
+        assert torch.equal(target.read() if isinstance(target, PackedRows) else target, tensor), name
+    names = set(dict(packed.named_parameters()))
+    assert not any("_proj.weight" in name or name == "lm_head.weight" for name in names)
+    assert ("embed_tokens" in names) != tied, "a tied embedding is stored once"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_update_in_place(packed, tied, make_model, paged_runner):
+    """An updated model is the model of the other checkpoint, and no tensor of it has moved."""
+    config = {"tie_word_embeddings": tied, "intermediate_size": 150}
+    model = load_model(str(make_model("qwen2", seed=1, **config)), packed=packed)
+    other = load_model(str(make_model("qwen2", seed=2, **config)), packed=packed)
+    tokens = list(range(20))
+    places = addresses(model)
+    assert not torch.equal(paged_runner(model).step({"a": tokens})["a"], paged_runner(other).step({"a": tokens})["a"])
+    update_weights(model, load_file(make_model("qwen2", seed=2, **config) / FILE))
+    assert torch.equal(paged_runner(model).step({"a": tokens})["a"], paged_runner(other).step({"a": tokens})["a"])
+    assert addresses(model) == places and model.weights_version == 1
+
+
+def addresses(model: CausalLM) -> list[int]:
+    packed = [m.packed.storage.data_ptr() for m in model.modules() if isinstance(m, Linear) and m.packed is not None]
+    return packed + [parameter.data_ptr() for parameter in model.parameters()]
+
+
+def test_an_update_that_does_not_fit_changes_nothing(make_model):
+    folder = make_model("llama")
+    model = load_model(str(folder))
+    before = model.compute_logits(torch.ones(1, 96))
+    tensors = load_file(folder / FILE)
+    wrong = {
+        "model.embed_tokens.weight": tensors["model.embed_tokens.weight"] + 1,
+        "lm_head.weight": tensors["lm_head.weight"] + 1,
+        "model.norm.weight": torch.zeros(5),
+        "model.layers.9.mlp.up_proj.weight": torch.zeros(5, 5),
+        "model.layers.0.input_layernorm.weight": torch.zeros(96, dtype=torch.int8),
+    }
+    with pytest.raises(ValueError) as error:
+        update_weights(model, wrong)
+    for text in (
+        "model.norm.weight has shape [5], expected [96]",
+        "model.layers.9.mlp.up_proj.weight is not a tensor of this model",
+        "model.layers.0.input_layernorm.weight has dtype torch.int8",
+    ):
+        assert text in str(error.value)
+    assert torch.equal(model.compute_logits(torch.ones(1, 96)), before) and model.weights_version == 0
 
 
 def test_everything_wrong_is_named(edited):

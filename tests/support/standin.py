@@ -5,6 +5,7 @@ on every token before. The oracle runs one sequence at a time with the reference
 blocks nor batches.
 """
 
+import math
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +19,7 @@ import torch
 from s1engine import SamplingParams, ThinkingBudget, ThinkingFormat
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.scheduler import Plan
 from s1engine.kernels.philox import hash_seed
 from s1engine.kernels.sampler import SamplingBatch, sample
 from s1engine.models.batch import SlotBatch
@@ -173,10 +175,10 @@ def oracle(prompt: list[int], params: SamplingParams, seed: int, limit: int) -> 
 
 def draw(logits: torch.Tensor, params: SamplingParams, seed: int, position: int) -> int:
     batch = SamplingBatch(
-        temperature=torch.tensor([params.temperature]),
+        temperature=torch.tensor([params.temperature], dtype=torch.float32),
         top_k=torch.tensor([params.top_k]),
-        top_p=torch.tensor([params.top_p]),
-        min_p=torch.tensor([params.min_p]),
+        top_p=torch.tensor([params.top_p], dtype=torch.float32),
+        min_p=torch.tensor([params.min_p], dtype=torch.float32),
         seeds=torch.tensor([seed]),
         positions=torch.tensor([position]),
         all_greedy=params.temperature == 0,
@@ -226,15 +228,29 @@ def random_prompt(rng: random.Random, prefixes: list[list[int]]) -> list[int]:
     return rng.choice(prefixes) + body + rng.choice([[], [4], [4, 5], [4, 5, 14]]) or [20]
 
 
-def engine(model: StandIn, seed: int = 0, depth: int = 0, replays: int = 1, **settings: Any) -> LLMEngine:
-    """depth, replays: how far the engine runs ahead of what it has seen, as it does on a device."""
+def engine(
+    model: StandIn, seed: int = 0, depth: int = 0, replays: int = 1, rows_may_end: bool = False, **settings: Any
+) -> LLMEngine:
+    """depth, replays: how far the engine runs ahead of what it has seen, however long a step takes.
+
+    rows_may_end: several steps are launched where rows may end too, as on a CPU; else as on a device.
+    """
     block_bytes = 2 * settings.get("block_size", 16) * 8
     settings["kv_cache_memory"] = settings.pop("num_blocks", 400) * block_bytes
     config = EngineConfig(thinking_format=FORMAT, seed=seed, **settings)
     llm = LLMEngine(model, device="cpu", config=config)
     if depth or replays > 1:
-        llm.core.runner.depth, llm.scheduler.max_replays = depth, replays
+        llm.core.runner.depth, llm.core.runner.launch_seconds = depth, math.inf
+        llm.scheduler.max_replays, llm.scheduler.rows_may_end = replays, rows_may_end
     return llm
+
+
+def launches(llm: LLMEngine) -> list[Plan]:
+    """Plans as they are launched, from now on."""
+    seen: list[Plan] = []
+    launch = llm.core.runner.launch
+    llm.core.runner.launch = lambda plan: (seen.append(plan), launch(plan))[1]
+    return seen
 
 
 def run_all(llm: LLMEngine, requests: list[tuple[list[int], SamplingParams]], aborts: dict[int, int]) -> list[Any]:
