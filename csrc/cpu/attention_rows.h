@@ -1,7 +1,8 @@
-// What one thread does with rows of attention: it attends splits of the keys, and merges them.
+// What one thread does with rows of attention: it attends splits of the keys, one after the other.
 #pragma once
 
 #include "attention_pack.h"
+#include "attention_softmax.h"
 #include "kernels.h"
 
 namespace S1_ISA {
@@ -10,11 +11,9 @@ namespace S1_ISA {
 constexpr int64_t kSplitKeys = 512;
 // Rows of a block: so many repay the packing of keys and values, and their scores stay in the second-level cache.
 constexpr int64_t kBlockRows = 128;
-constexpr int64_t kFewRows = 2 * kMaxRows;         // rows that take keys and values from the cache
+constexpr int64_t kFewRows = 2 * kMaxRows;         // so many take keys and values from the cache
 constexpr int64_t kScoreStride = kSplitKeys + 16;  // floats between the scores of two rows: no power of two
 
-// Sizes of a call. A record is a row's result of some splits: the weighted sum of the values, in `width` floats, then the
-// largest score and the sum of the weights, which are relative to it.
 struct AttentionSizes {
     int64_t group, words, width, record, block_tokens, block_rows;
 
@@ -35,6 +34,18 @@ struct AttentionItem {
     float* records;                            // where those of a single split go
 };
 
+// Hands out pieces of one piece of memory, each at the start of a line.
+struct Pieces {
+    uintptr_t next;
+
+    template <class Element>
+    Element* take(int64_t count) {
+        const uintptr_t piece = next;
+        next += (count * sizeof(Element) + 63) / 64 * 64;
+        return reinterpret_cast<Element*>(piece);
+    }
+};
+
 template <int kRows>
 struct RowCount {
     static constexpr int value = kRows;
@@ -52,73 +63,13 @@ inline void with_row_count(int64_t count, Each&& each) {
     each(RowCount<kRows>{});
 }
 
-inline void store_weights(float* to, Floats weights) { store(to, weights); }
-
-inline void store_weights(bf16* to, Floats weights) {
-#if defined(__AVX512BF16__)
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weights);
-    std::memcpy(to, &rounded, sizeof(rounded));
-#else
-    store_bf16(to, weights);
-#endif
+// each(first row, RowCount<rows>) over tiles of the rows from `first` on.
+template <class Each>
+inline void over_tiles(int64_t first, int64_t rows, Each&& each) {
+    for (int64_t row = first; row < rows; row += kMaxRows)
+        with_row_count(rows - row, [&](auto counted) { each(row, counted); });
 }
 
-// The first `count` scores, in place, into weights: 2^(scale * score - largest), in the dtype of the values, with zeros up
-// to `padded`. result: the largest scaled score, the sum of the weights.
-template <class Element>
-__attribute__((noinline)) void softmax(float* scores, int64_t count, int64_t padded, float scale, float* result) {
-    Ints lanes;
-    for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-    const int64_t whole = count / kLanes * kLanes;
-    const Ints seen = lanes < static_cast<int32_t>(count - whole);
-    Floats tops = broadcast(-__builtin_inff());
-    for (int64_t i = 0; i < whole; i += kLanes) tops = max(tops, load<Floats>(scores + i) * scale);
-    if (whole < count) tops = max(tops, seen ? load<Floats>(scores + whole) * scale : tops);
-    const float top = largest(tops);
-    Floats total{};
-    Element* weights = reinterpret_cast<Element*>(scores);
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        const Floats weight = exp2(load<Floats>(scores + i) * scale - top);
-        total += weight;
-        store_weights(weights + i, weight);
-    }
-    if (whole < count) {
-        const Floats weight = exp2(load<Floats>(scores + whole) * scale - top);
-        const Floats kept = seen ? weight : Floats{};
-        total += kept;
-        store_weights(weights + whole, kept);
-    }
-    for (int64_t i = (count + kLanes - 1) / kLanes * kLanes; i < padded; i += kLanes) store_weights(weights + i, Floats{});
-    result[0] = top;
-    result[1] = sum(total);
-}
-
-// The record of the next split into that of the splits before it.
-__attribute__((noinline)) inline void merge(float* into, const float* next, int64_t width) {
-    const float top = next[width] > into[width] ? next[width] : into[width];
-    Floats shares{};
-    shares[0] = into[width] - top;
-    shares[1] = next[width] - top;
-    shares = exp2(shares);
-    for (int64_t i = 0; i < width; i += kLanes)
-        store(into + i, load<Floats>(into + i) * shares[0] + load<Floats>(next + i) * shares[1]);
-    into[width + 1] = into[width + 1] * shares[0] + next[width + 1] * shares[1];
-    into[width] = top;
-}
-
-// Hands out pieces of one piece of memory, each at the start of a line.
-struct Pieces {
-    uintptr_t next;
-
-    template <class Element>
-    Element* take(int64_t count) {
-        const uintptr_t piece = next;
-        next += (count * sizeof(Element) + 63) / 64 * 64;
-        return reinterpret_cast<Element*>(piece);
-    }
-};
-
-// One thread's part in a call.
 template <class Kind, class Element>
 class AttentionRows {
   public:
@@ -140,17 +91,18 @@ class AttentionRows {
     void attend(const AttentionItem& item) {
         const int64_t row = a.query_start[item.sequence] + item.token, head = item.kv_head * sizes.group;
         const int64_t visible = a.context_lens[item.sequence] - a.query_start[item.sequence + 1] + row + item.tokens;
-        for (int64_t t = 0; t < item.tokens; ++t)
-            std::memcpy(queries + t * sizes.group * sizes.words, static_cast<const Element*>(a.q) + place(row + t, head),
-                        sizes.group * sizes.words * 4);
+        for (int64_t t = 0; t < item.tokens; ++t) {
+            const Element* from = static_cast<const Element*>(a.q) + place(row + t, head);
+            std::memcpy(queries + t * sizes.group * sizes.words, from, sizes.group * sizes.words * 4);
+        }
         if (item.split >= 0) {
             attend_split(item, visible, item.split, item.records);
             return;
         }
         attend_split(item, visible, 0, totals);
         for (int64_t split = 1; split * kSplitKeys < visible; ++split) {
-            attend_split(item, visible, split, fresh);
-            for (int64_t r = first_row(item, visible - split * kSplitKeys); r < item.tokens * sizes.group; ++r)
+            const Part part = attend_split(item, visible, split, fresh);
+            for (int64_t r = part.first_row(0); r < part.rows; ++r)
                 merge(totals + r * sizes.record, fresh + r * sizes.record, sizes.width);
         }
         for (int64_t r = 0; r < item.tokens * sizes.group; ++r)
@@ -166,6 +118,24 @@ class AttentionRows {
     }
 
   private:
+    // An item's part in a split.
+    struct Part {
+        int64_t group, tokens, rows;
+        int64_t rest;   // keys from the split's first on that the last row sees
+        int64_t count;  // those in the split
+        bool few;
+
+        // The first row that sees a key of the split.
+        int64_t first_row(int64_t key) const { return rest - key < tokens ? (tokens - (rest - key)) * group : 0; }
+
+        // Keys of the split that a row sees; that the last row sees of any tile with this one.
+        int64_t seen(int64_t row) const {
+            const int64_t own = rest - (tokens - 1 - row / group);
+            return own < count ? own : count;
+        }
+        int64_t seen_near(int64_t row) const { return seen(row + kMaxRows < rows ? row + kMaxRows - 1 : rows - 1); }
+    };
+
     static constexpr int64_t kPerWord = 4 / sizeof(Element);
 
     const s1engine::cpu::Attention& a;
@@ -177,9 +147,22 @@ class AttentionRows {
 
     int64_t place(int64_t row, int64_t head) const { return (row * a.heads + head) * a.head_dim; }
 
-    // The first row that sees a key, where the last row sees `rest` keys from that one on.
-    int64_t first_row(const AttentionItem& item, int64_t rest) const {
-        return rest < item.tokens ? (item.tokens - rest) * sizes.group : 0;
+    // Writes the records of all rows that see a key of the split. visible: keys that the last row sees in all.
+    Part attend_split(const AttentionItem& item, int64_t visible, int64_t split, float* records) {
+        const int64_t rest = visible - split * kSplitKeys, count = rest < kSplitKeys ? rest : kSplitKeys;
+        Part part = {sizes.group, item.tokens, item.tokens * sizes.group, rest, count, false};
+        part.few = part.rows - part.first_row(0) <= kFewRows;
+        const char* const* values = locate(item, split * kSplitKeys, count);
+        fetch_rows(keys, kAheadKeys < count ? kAheadKeys : count);
+        score(part, values);
+        const float scale = static_cast<float>(a.scale * 1.4426950408889634);
+        for (int64_t row = part.first_row(0); row < part.rows; ++row) {
+            float* record = records + row * sizes.record;
+            softmax<Element>(scores_of(row), part.seen(row), part.seen_near(row) + 1, scale, record + sizes.width);
+            if (part.few) std::memset(record, 0, sizes.width * sizeof(float));
+        }
+        sum_values(part, values, records);
+        return part;
     }
 
     // Writes to `keys` where `count` keys of a sequence lie, then zeros up to a full panel, then the same of the values,
@@ -207,70 +190,53 @@ class AttentionRows {
             for (int64_t word = 0; word < sizes.words; word += 16) fetch(rows[i] + 4 * word);
     }
 
-    // The records of all rows that see a key of the split. visible: keys that the last row sees in all.
-    void attend_split(const AttentionItem& item, int64_t visible, int64_t split, float* records) {
-        const int64_t rest = visible - split * kSplitKeys, count = rest < kSplitKeys ? rest : kSplitKeys;
-        const int64_t first = first_row(item, rest), rows = item.tokens * sizes.group;
-        const char* const* values = locate(item, split * kSplitKeys, count);
-        fetch_rows(keys, kAheadKeys < count ? kAheadKeys : count);
-        // Keys of the split that a row sees, and that the last row sees of any tile with this one.
-        const auto seen = [&](int64_t row) {
-            const int64_t own = rest - (item.tokens - 1 - row / sizes.group);
-            return own < count ? own : count;
-        };
-        const auto seen_near = [&](int64_t row) { return seen(row + kMaxRows < rows ? row + kMaxRows - 1 : rows - 1); };
-        const bool few = rows - first <= kFewRows;
+    float* scores_of(int64_t row) const { return scores + row * kScoreStride; }
 
-        for (int64_t key = 0; key < count; key += kPanel) {
-            if (!few) {
+    // Scores of the split's keys, 32 at once, for the rows that see one of them.
+    void score(const Part& part, const char* const* values) {
+        for (int64_t key = 0; key < part.count; key += kPanel) {
+            if (!part.few) {
                 fetch_rows(keys + key + kAheadKeys, kPanel);
                 fetch_rows(values + key, kPanel);
                 for (int64_t word = 0; word < sizes.words; word += kPackedWords)
                     pack_keys(keys + key, word, sizes.words, panel + word * kPanel);
             }
-            over_tiles(few ? first : first_row(item, rest - key), rows, [&](int64_t row, auto counted) {
+            over_tiles(part.first_row(part.few ? 0 : key), part.rows, [&](int64_t row, auto counted) {
                 constexpr int kRows = decltype(counted)::value;
                 const uint32_t* from = queries + row * sizes.words;
-                float* to = scores + row * kScoreStride + key;
-                if (few) multiply_keys<Kind, kRows>(from, sizes.words, keys + key, sizes.words, panel, to, kScoreStride);
-                else multiply<kRows>(from, sizes.words, sizes.words, to, kScoreStride);
+                float* to = scores_of(row) + key;
+                if (part.few)
+                    multiply_keys<Kind, kRows>(from, sizes.words, keys + key, sizes.words, panel, to, kScoreStride);
+                else
+                    multiply<kRows>(from, sizes.words, sizes.words, to, kScoreStride);
             });
-        }
-
-        const float scale = static_cast<float>(a.scale * 1.4426950408889634);
-        for (int64_t row = first; row < rows; ++row) {
-            float* record = records + row * sizes.record;
-            softmax<Element>(scores + row * kScoreStride, seen(row), seen_near(row) + 1, scale, record + sizes.width);
-            std::memset(record, 0, sizes.width * sizeof(float));
-        }
-
-        // Few rows go through the values in parts, whose columns follow each other before the next part is there.
-        const int64_t part = few ? kAheadKeys : kSplitKeys;
-        for (int64_t key = 0; key < count; key += part) {
-            const auto steps = [&](int64_t end) { return ((end - key < part ? end - key : part) + kPerWord - 1) / kPerWord; };
-            for (int64_t column = 0; column < a.head_dim; column += kPanel) {
-                const int64_t columns = a.head_dim - column < kPanel ? a.head_dim - column : kPanel;
-                if (!few) pack_values<Element>(values, column, columns, steps(count), panel);
-                over_tiles(first, rows, [&](int64_t row, auto counted) {
-                    constexpr int kRows = decltype(counted)::value;
-                    const uint32_t* from = reinterpret_cast<const uint32_t*>(scores + row * kScoreStride) + key / kPerWord;
-                    float* to = records + row * sizes.record + column;
-                    if (few) {
-                        multiply_values<Kind, Element, kRows>(from, kScoreStride, values + key, column, columns,
-                                                              steps(seen_near(row)), to, sizes.record);
-                    } else {
-                        multiply<kRows>(from, kScoreStride, steps(seen_near(row)), to, sizes.record);
-                    }
-                });
-            }
         }
     }
 
-    // each(first row, RowCount<rows>) over tiles of the rows from `first` on.
-    template <class Each>
-    static void over_tiles(int64_t first, int64_t rows, Each&& each) {
-        for (int64_t row = first; row < rows; row += kMaxRows)
-            with_row_count(rows - row, [&](auto counted) { each(row, counted); });
+    // Sums of the values times their weights, for 32 elements of the head at once. Few rows take the values in runs, so
+    // that all elements of a value follow each other closely.
+    void sum_values(const Part& part, const char* const* values, float* records) {
+        const int64_t run = part.few ? kAheadKeys : kSplitKeys;
+        for (int64_t key = 0; key < part.count; key += run) {
+            const auto steps = [&](int64_t end) {
+                const int64_t left = end - key;
+                return ((left < run ? left : run) + kPerWord - 1) / kPerWord;
+            };
+            for (int64_t column = 0; column < a.head_dim; column += kPanel) {
+                const int64_t columns = a.head_dim - column < kPanel ? a.head_dim - column : kPanel;
+                if (!part.few) pack_values<Element>(values, column, columns, steps(part.count), panel);
+                over_tiles(part.first_row(0), part.rows, [&](int64_t row, auto counted) {
+                    constexpr int kRows = decltype(counted)::value;
+                    const uint32_t* from = reinterpret_cast<const uint32_t*>(scores_of(row)) + key / kPerWord;
+                    float* to = records + row * sizes.record + column;
+                    if (part.few)
+                        multiply_values<Kind, Element, kRows>(from, kScoreStride, values + key, column, columns,
+                                                              steps(part.seen_near(row)), to, sizes.record);
+                    else
+                        multiply<kRows>(from, kScoreStride, steps(part.seen_near(row)), to, sizes.record);
+                });
+            }
+        }
     }
 
     // out[r] = rows[r] . panel

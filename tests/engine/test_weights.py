@@ -1,0 +1,61 @@
+"""Weights that change under the engine, and weights in 8 bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from s1engine import LLM, SamplingParams
+from s1engine.kernels import native
+
+PROMPTS = [[1, 2, 3, 4], list(range(40, 90))]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+
+needs_csrc = pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+
+
+def tokens(llm: LLM) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+def open_llm(folder: object, **settings: object) -> LLM:
+    return LLM(str(folder), kv_cache_memory=1 << 20, max_model_len=128, **settings)
+
+
+@pytest.mark.parametrize("quantization", [None, pytest.param("int8", marks=needs_csrc)])
+def test_updated_weights_generate_what_their_own_engine_does(quantization, make_model):
+    folders = [make_model("qwen2", seed=seed, tie_word_embeddings=True) for seed in (1, 2)]
+    llm, other = (open_llm(folder, quantization=quantization) for folder in folders)
+    before = tokens(llm)
+    assert before != tokens(other)
+    # Pairs, as a trainer would stream them. What was cached of the prompts is of the old weights, and must not be used.
+    llm.update_weights(iter(load_file(folders[1] / "model.safetensors").items()))
+    assert tokens(llm) == tokens(other)
+
+
+def test_no_update_under_an_open_stream(make_model):
+    folder = make_model("llama", seed=3)
+    llm = open_llm(folder)
+    stream = llm.stream(PROMPTS[0], GREEDY)
+    next(stream)
+    with pytest.raises(ValueError, match="update_weights: 1 requests are unfinished"):
+        llm.update_weights(load_file(folder / "model.safetensors"))
+    assert len(list(stream)[-1].outputs[0].token_ids) == 12
+
+
+@needs_csrc
+def test_int8_is_near_the_model(make_model):
+    folder = make_model("qwen3", dtype=torch.bfloat16, hidden_size=128, vocab_size=500)
+    llm, rounded = open_llm(folder), open_llm(folder, quantization="int8")
+    scores = [torch.tensor(one.score([PROMPTS[0]], [PROMPTS[1]])[0]) for one in (llm, rounded)]
+    error = (scores[0] - scores[1]).abs()
+    assert 0 < error.mean() < 0.1, "the logarithms of probabilities of 50 tokens"
+
+
+def test_int8_where_it_cannot_be(make_model, monkeypatch):
+    with pytest.raises(ValueError, match="quantization='int4': must be None or 'int8'"):
+        open_llm(make_model("qwen2"), quantization="int4")
+    monkeypatch.setattr(native, "AVAILABLE", False)
+    with pytest.raises(ValueError, match="quantization='int8': needs the C\\+\\+ operators"):
+        open_llm(make_model("qwen2"), quantization="int8")
