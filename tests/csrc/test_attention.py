@@ -100,7 +100,9 @@ class Sequences:
             """[rows, heads or kv_heads, D] to [kv_heads, rows * heads of one, D]."""
             return x.double().view(x.size(0), self.k_cache.size(2), -1, head_dim).transpose(0, 1).flatten(1, 2)
 
-        q, k, v, result = map(by_kv_head, (self.q[sequence][first:end], self.k[sequence][:end], self.v[sequence][:end], out))
+        q, k, v, result = map(
+            by_kv_head, (self.q[sequence][first:end], self.k[sequence][:end], self.v[sequence][:end], out)
+        )
         scale = head_dim**-0.5
         hidden = torch.ones(count, end, dtype=torch.bool).triu(first + 1).repeat_interleave(heads // len(q), dim=0)
         weights = (q @ k.mT * scale).masked_fill(hidden, -math.inf).softmax(dim=-1)
