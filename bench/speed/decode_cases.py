@@ -103,9 +103,10 @@ def _projections(step: Step) -> list[Case]:
             return lambda: packed_linear(x, storage, None, outer, gated, name == "lm_head")
 
         gated = _is_native(step) and name == "gate_up_proj"
-        elements = inner * outer + step.batch * (inner + (outer // 2 if gated else outer))
-        operations = 2 * step.batch * inner * outer
-        return Case(kernel=name, num_bytes=elements * step.dtype.itemsize, operations=operations, make=make)
+        item = step.dtype.itemsize
+        written = (outer // 2 if gated else outer) * (4 if _is_native(step) and name == "lm_head" else item)
+        num_bytes = inner * outer * item + step.batch * (inner * item + written)
+        return Case(kernel=name, num_bytes=num_bytes, operations=2 * step.batch * inner * outer, make=make)
 
     return [case(name, *size) for name, size in sizes.items()]
 

@@ -18,6 +18,7 @@ from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
 from s1engine.engine.thinking import answer_now
 from s1engine.engine.torch_runner import MAX_REPLAYS, TorchRunner
+from s1engine.kernels import native
 from s1engine.kernels.attention_flash import unusable_because
 from s1engine.kernels.slot_layout import MAX_ROWS
 from s1engine.models import CausalLM, load_model
@@ -70,6 +71,8 @@ class LLMEngine:
             if self.config.quantization is not None:
                 raise ValueError("quantization: this model is loaded already; pass it to load_model instead")
             self.model, self.tokenizer = model, tokenizer
+            if native.AVAILABLE and self.device.type == "cpu" and not is_packed(model):
+                logger.info("the model's matrices are plain, as a trainer holds them: products are torch's, and slower")
         eos = set(self.model.config.eos_token_ids)
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
             eos.add(self.tokenizer.eos_token_id)
@@ -128,9 +131,7 @@ class LLMEngine:
         size = (config.max_num_seqs, max_blocks, self.max_model_len, self.eos_token_ids)
         if self.device.type == "cpu" and config.attention_backend != "triton":
             # One step a launch where a row's bits depend on the batch: what a launch holds is a matter of time.
-            packed = getattr(getattr(self.model, "lm_head", None), "packed", None)
-            independent = config.deterministic or packed is not None
-            max_replays = MAX_REPLAYS if independent else 1
+            max_replays = MAX_REPLAYS if config.deterministic or is_packed(self.model) else 1
             return TorchRunner(self.model, storage, SlotTable(*size), valid, max_replays)
         # Imported here: a CPU does not wait for Triton.
         from s1engine.engine.device_runner import DeviceRunner
@@ -186,6 +187,11 @@ class LLMEngine:
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.core.requests)
+
+
+def is_packed(model: CausalLM) -> bool:
+    """Whether its matrices are in the C++ operators' layout. (A stand-in for a model has none.)"""
+    return getattr(getattr(model, "lm_head", None), "packed", None) is not None
 
 
 def resolve_device(device: str, attention_backend: str) -> torch.device:

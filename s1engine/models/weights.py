@@ -7,6 +7,7 @@ files; so no second copy of the checkpoint is ever held in memory of our own.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -144,10 +145,14 @@ def update_weights(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
             problems.append(f"{name} has dtype {tensor.dtype}, expected float32, bfloat16 or float16")
     if problems:
         raise ValueError(f"update_weights: {'; '.join(problems)}")
+    start = time.perf_counter()
     for name, tensor in tensors.items():
         if name in targets:
             targets[name].copy_(tensor.detach())
     model.weights_version += 1
+    done = "packed again" if model.lm_head.packed is not None else "copied"
+    seconds = time.perf_counter() - start
+    logger.info("update %d: %d tensors %s in %.3f s", model.weights_version, len(tensors), done, seconds)
 
 
 def _settle_tying(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
