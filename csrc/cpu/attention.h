@@ -1,9 +1,10 @@
 // Paged causal attention: rows of decoding sequences and chunks of prompts alike.
 //
-// The keys of a sequence are cut into splits at fixed positions. A row attends a split as a whole: its scores, their
-// maximum, their exponentials, the weighted sum of the values; then its splits are merged in order. That is all that
+// The keys of a sequence are cut into splits at fixed positions. A row attends a split as a whole: its scores, the
+// largest of them, the weights, the weighted sum of the values; then its splits are merged in order. That is all that
 // decides the bits of a row. Rows of a chunk, and the query heads that share a key-value head, are rows of matrix
-// products; which of them go together, and whether one thread goes through the splits or several do, is a matter of speed.
+// products; which of them go together, and whether one thread goes through the splits or several do, is a matter of
+// speed.
 #pragma once
 
 #include <omp.h>
@@ -63,8 +64,8 @@ inline int64_t list_items(const s1engine::cpu::Attention& a, const AttentionSize
 
 // Merges the splits of shared sequences, of which `partials` are in the order of list_items: every `team`-th row.
 template <class Rows>
-inline void merge_splits(const s1engine::cpu::Attention& a, const AttentionSizes& sizes, const Rows& rows, float* partials,
-                         int64_t thread, int64_t team) {
+inline void merge_splits(const s1engine::cpu::Attention& a, const AttentionSizes& sizes, const Rows& rows,
+                         float* partials, int64_t thread, int64_t team) {
     int64_t turn = 0;
     for (int64_t s = a.sequences - 1; s >= 0; --s) {
         const AttentionSequence sequence(a, sizes, s);

@@ -1,11 +1,11 @@
 // Keys and values of a paged cache as operands of the products in gemm.h.
 //
-// Scores are queries times keys: a key is an output of the product, and a step of its panel holds a pair of bfloat16 or a
-// float of each of 32 keys, so words are transposed. Results are weights times values: an element of the head is an
+// Scores are queries times keys: a key is an output of the product, and a step of its panel holds a pair of bfloat16 or
+// a float of each of 32 keys, so words are transposed. Results are weights times values: an element of the head is an
 // output, and a step holds two bfloat16 values that follow each other, or one float value.
 //
-// Many rows take panels, each packed once. For few rows, whose products cost no more than packing does, keys and values go
-// from the cache into registers, and what comes next is fetched meanwhile. Both add in the same order.
+// Many rows take panels, each packed once. For few rows, whose products cost no more than packing does, keys and values
+// go from the cache into registers, and what comes next is fetched meanwhile. Both add in the same order.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +14,7 @@
 
 namespace S1_ISA {
 
-// Keys and values are fetched so many rows before they are read: where blocks lie anywhere, no processor guesses the next.
+// Keys and values are fetched so many rows before they are read: no processor guesses where the next block lies.
 constexpr int64_t kAheadKeys = 64;
 constexpr int64_t kPackedWords = 16;  // words of a key that are packed at once
 
@@ -129,12 +129,12 @@ inline void multiply_keys(const uint32_t* rows, int64_t stride, const char* cons
 template <class Kind, class Element, int kRows>
 inline void multiply_values(const uint32_t* rows, int64_t stride, const char* const* values, int64_t column,
                             int64_t count, int64_t steps, float* out, int64_t out_stride) {
-    constexpr int kKeys = 4 / sizeof(Element);
+    constexpr int64_t kKeys = 4 / sizeof(Element), kBytes = sizeof(Element);
     Floats sums[kRows][kVectors];
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) sums[r][v] = load<Floats>(out + r * out_stride + v * kLanes);
     for (int64_t i = 0; i < steps; ++i, values += kKeys) {
-        for (int key = 0; key < kKeys; ++key) fetch(values[kAheadKeys + key] + column * static_cast<int64_t>(sizeof(Element)));
+        for (int key = 0; key < kKeys; ++key) fetch(values[kAheadKeys + key] + column * kBytes);
         Words step[kVectors];
         value_step<Element>(values, column, count, step);
         multiply_step<Kind>(rows + i, stride, step, sums);

@@ -165,8 +165,8 @@ class AttentionRows {
         return part;
     }
 
-    // Writes to `keys` where `count` keys of a sequence lie, then zeros up to a full panel, then the same of the values,
-    // whose place it returns, and enough to fetch ahead of.
+    // Writes to `keys` where `count` keys of a sequence lie, then zeros up to a full panel, then the same of the
+    // values, whose place it returns, and what may be fetched ahead of their end.
     const char** locate(const AttentionItem& item, int64_t first, int64_t count) {
         const int32_t* table = a.block_tables + item.sequence * a.max_blocks;
         const int64_t stride = a.kv_heads * a.head_dim, padded = (count + kPanel - 1) / kPanel * kPanel;

@@ -21,8 +21,8 @@ inline void store_weights(bf16* to, Floats weights) {
 #endif
 }
 
-// The first `count` scores, in place, into weights, with zeros up to `padded`. result: the largest score, the sum of the
-// weights. scale: what scores are still to be multiplied with.
+// The first `count` scores, in place, into weights, with zeros up to `padded`. scale: what the scores are still to be
+// multiplied with. result: the largest score, the sum of the weights.
 template <class Element>
 __attribute__((noinline)) void softmax(float* scores, int64_t count, int64_t padded, float scale, float* result) {
     Ints lanes;
@@ -46,7 +46,8 @@ __attribute__((noinline)) void softmax(float* scores, int64_t count, int64_t pad
         total += kept;
         store_weights(weights + whole, kept);
     }
-    for (int64_t i = (count + kLanes - 1) / kLanes * kLanes; i < padded; i += kLanes) store_weights(weights + i, Floats{});
+    const int64_t written = (count + kLanes - 1) / kLanes * kLanes;
+    for (int64_t i = written; i < padded; i += kLanes) store_weights(weights + i, Floats{});
     result[0] = top;
     result[1] = sum(total);
 }

@@ -10,11 +10,11 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from sampling import batch_of, select
 from torch import Tensor
 
 from s1engine.kernels import native
@@ -66,28 +66,6 @@ def make_batch(rows: int, vocab: int, rng: torch.Generator) -> SamplingBatch:
         seeds=torch.randint(-(2**63), 2**63 - 1, (rows,), generator=rng),
         positions=torch.randint(0, 2**32, (rows,), generator=rng),
     )
-
-
-def batch_of(
-    rows: int,
-    temperature: Tensor | float = 1.0,
-    top_k: Tensor | int = 0,
-    top_p: Tensor | float = 1.0,
-    min_p: Tensor | float = 0.0,
-    seeds: Tensor | int = 0,
-    positions: Tensor | int = 0,
-) -> SamplingBatch:
-    def column(value: Tensor | float, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(value, dtype=dtype).expand(rows).clone()
-
-    t, p, m = (column(value, torch.float32) for value in (temperature, top_p, min_p))
-    k, s, n = (column(value, torch.int64) for value in (top_k, seeds, positions))
-    return SamplingBatch(t, k, p, m, s, n, not t.any(), bool(k.any()), bool((p < 1).any()), bool(m.any()))
-
-
-def select(batch: SamplingBatch, rows: slice | Tensor) -> SamplingBatch:
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch) if field.type == "Tensor"}
-    return replace(batch, **{name: tensor[rows] for name, tensor in tensors.items()})
 
 
 def expected_token(logits: Tensor, batch: SamplingBatch, row: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sampling import batch_of, select
 from torch import Tensor
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -22,29 +23,6 @@ from s1engine.kernels.sampler_reference import reference_kept_set, reference_sam
 @pytest.fixture(autouse=True)
 def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "_sample_op", sampler._sample)
-
-
-def make_batch(
-    rows: int,
-    temperature: Tensor | float = 1.0,
-    top_k: Tensor | int = 0,
-    top_p: Tensor | float = 1.0,
-    min_p: Tensor | float = 0.0,
-    seeds: Tensor | int = 0,
-    positions: Tensor | int = 0,
-) -> SamplingBatch:
-    def column(value: Tensor | float, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(value, dtype=dtype).expand(rows).clone()
-
-    t, p, m = (column(value, torch.float32) for value in (temperature, top_p, min_p))
-    k, s, n = (column(value, torch.int64) for value in (top_k, seeds, positions))
-    flags = (not t.any(), bool(k.any()), bool((p < 1).any()), bool(m.any()))
-    return SamplingBatch(t, k, p, m, s, n, *flags)
-
-
-def select(batch: SamplingBatch, rows: slice) -> SamplingBatch:
-    names = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-    return replace(batch, **{name: getattr(batch, name)[rows] for name in names})
 
 
 def check_against_reference(logits: Tensor, batch: SamplingBatch) -> None:
@@ -90,7 +68,7 @@ def test_agrees_with_the_reference(kind: str, case: int) -> None:
         logits += 0.1 * torch.randn(rows, vocab, generator=rng)
     else:
         logits *= 0.01
-    batch = make_batch(
+    batch = batch_of(
         rows,
         temperature=draw(rng, [0.0, 0.2, 0.6, 1.0, 1.0, 1.7, 30.0], rows),
         top_k=draw(rng, [0, 0, 1, 2, 5, 20, 50, 1000, 4999, 10_000], rows).long(),
@@ -115,7 +93,7 @@ def test_a_small_nucleus_takes_many_draws(top_p: float, monkeypatch: pytest.Monk
     monkeypatch.setattr(sampler, "_exact_argmax", counting)
     # The noise alone decides among so many nearly equal tokens, so a draw is rejected with probability 1 - top_p.
     logits = 0.001 * torch.randn(8, 700, generator=torch.Generator().manual_seed(0))
-    check_against_reference(logits, make_batch(8, top_p=top_p, seeds=torch.arange(8)))
+    check_against_reference(logits, batch_of(8, top_p=top_p, seeds=torch.arange(8)))
     assert draws >= 2
 
 
@@ -129,7 +107,7 @@ def test_near_ties_of_approximate_scores_are_decided_exactly(monkeypatch: pytest
     monkeypatch.setattr(sampler, "gumbel_approximate", inexact)
     rows, vocab = 60_000, 64
     logits = 0.1 * torch.randn(rows, vocab, generator=rng)
-    batch = make_batch(rows, seeds=torch.arange(rows))
+    batch = batch_of(rows, seeds=torch.arange(rows))
     noisy = logits + gumbel_noise(batch.seeds, batch.positions, vocab)
     first, second = noisy.topk(2, dim=1).values.unbind(1)
     assert (first - second < 5e-5).any(), "no near tie: the test would show nothing"
@@ -151,7 +129,7 @@ def test_mass_out_of_reach_of_the_noise_counts() -> None:
     top_p = (alone + everything) / 2  # of everything, the first token has less than this; of the two, more
     for seed in found.tolist():
         for top_k in (0, 4999):
-            assert sample(logits, make_batch(1, top_p=top_p, top_k=top_k, seeds=seed)).tolist() == [1]
+            assert sample(logits, batch_of(1, top_p=top_p, top_k=top_k, seeds=seed)).tolist() == [1]
 
 
 def test_a_large_vocabulary() -> None:
@@ -159,7 +137,7 @@ def test_a_large_vocabulary() -> None:
     logits = torch.randn(10, 151_936, generator=rng) * 2.5
     logits[:, :2000] += torch.rand(10, 2000, generator=rng) * 12
     logits[5:] = logits[5:].bfloat16().float()
-    batch = make_batch(
+    batch = batch_of(
         10,
         temperature=torch.tensor([1.0, 0.6, 0.6, 1.0, 0.0] * 2),
         top_k=torch.tensor([0, 0, 20, 0, 0] * 2),
@@ -175,7 +153,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     rng = torch.Generator().manual_seed(1)
     rows, vocab = 48, 9001  # several chunks
     logits = torch.randn(rows, vocab, generator=rng) * draw(rng, [0.1, 3.0, 10.0], rows).unsqueeze(1)
-    batch = make_batch(
+    batch = batch_of(
         rows,
         temperature=draw(rng, [0.0, 0.6, 1.0, 2.0], rows),
         top_k=draw(rng, [0, 0, 7, 300], rows).long(),
@@ -231,7 +209,7 @@ def test_keeps_what_transformers_keeps(top_k: int, top_p: float, min_p: float) -
         expected = TopKLogitsWarper(top_k)(ids, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(ids, expected)
-    batch = make_batch(6, temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
+    batch = batch_of(6, temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
     actual = processed_logits(logits, batch)
     assert torch.equal(actual.isfinite(), expected.isfinite())
     assert torch.allclose(actual, expected)
@@ -242,7 +220,7 @@ def test_ties_are_kept_or_dropped_together() -> None:
     logits = torch.tensor([[3.0, 2.0, 3.0, 2.0, 2.0, 0.0]])
 
     def kept(**options: float) -> list[int]:
-        return torch.nonzero(processed_logits(logits, make_batch(1, **options))[0].isfinite()).flatten().tolist()
+        return torch.nonzero(processed_logits(logits, batch_of(1, **options))[0].isfinite()).flatten().tolist()
 
     assert kept(top_k=1) == [0, 2]
     assert kept(top_k=2) == [0, 2]
@@ -261,9 +239,9 @@ def test_ties_are_kept_or_dropped_together() -> None:
 def test_top_p_counts_shares_of_what_is_left() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two that top-k leaves, the first has 4/7 of the mass; of all four it has 4/10.
-    batch = make_batch(1, top_k=2, top_p=0.5)
+    batch = batch_of(1, top_k=2, top_p=0.5)
     assert processed_logits(logits, batch).isfinite().tolist() == [[True, False, False, False]]
-    batch = make_batch(1, top_k=0, top_p=0.5)
+    batch = batch_of(1, top_k=0, top_p=0.5)
     assert processed_logits(logits, batch).isfinite().tolist() == [[True, True, False, False]]
 
 
@@ -273,7 +251,7 @@ def test_greedy_takes_the_lowest_id_among_equals() -> None:
         logits[1, vocab - 1] = 1
         logits[2, 3:] = 2
         logits[3] = -math.inf
-        for batch in (make_batch(4, temperature=0.0), make_batch(4, temperature=torch.tensor([0.0, 0.0, 0.0, 1.0]))):
+        for batch in (batch_of(4, temperature=0.0), batch_of(4, temperature=torch.tensor([0.0, 0.0, 0.0, 1.0]))):
             assert sample(logits, batch).tolist() == [0, vocab - 1, 3, 0]
 
 
@@ -282,13 +260,13 @@ def test_unusual_rows() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [-math.inf] * 3, [-math.inf, -5.0, -math.inf]])
     temperature = torch.tensor([1e-45, 1e-20, 1.0, 1.0])
     for options in ({}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.5, "min_p": 0.1}):
-        batch = make_batch(4, temperature=temperature, seeds=torch.arange(4), **options)
+        batch = batch_of(4, temperature=temperature, seeds=torch.arange(4), **options)
         assert sample(logits, batch).tolist() == [1, 1, 0, 1]
         assert processed_logits(logits, batch)[:2].log_softmax(1)[:, 1].tolist() == [0.0, 0.0]
-    assert sample(torch.empty(0, 7), make_batch(0)).shape == (0,)
+    assert sample(torch.empty(0, 7), batch_of(0)).shape == (0,)
     # A broken model gives some token, and not an endless loop.
     broken = torch.full((1, 100), math.nan)
-    assert 0 <= int(sample(broken, make_batch(1, top_p=0.5))) < 100
+    assert 0 <= int(sample(broken, batch_of(1, top_p=0.5))) < 100
 
 
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:
@@ -308,7 +286,7 @@ def test_frequencies_are_probabilities(varied: str, options: dict[str, float]) -
     """Chi-square of 60000 draws over 80 tokens; inputs are fixed, so it never wavers."""
     draws, vocab = 60_000, 80
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(4)) * 1.5
-    batch = make_batch(draws, **options, **{varied: torch.arange(draws)})
+    batch = batch_of(draws, **options, **{varied: torch.arange(draws)})
     tokens = sample(logits.expand(draws, vocab).contiguous(), batch)
     counts = torch.bincount(tokens, minlength=vocab)
     probabilities = processed_logits(logits, select(batch, slice(0, 1)))[0].softmax(0)
@@ -322,7 +300,7 @@ def test_frequencies_are_probabilities(varied: str, options: dict[str, float]) -
 
 
 def test_is_a_custom_operator() -> None:
-    batch = make_batch(3, top_p=0.9)
+    batch = batch_of(3, top_p=0.9)
     arguments = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.positions)
     flags = (batch.all_greedy, batch.any_top_k, batch.any_top_p, batch.any_min_p)
     torch.library.opcheck(
