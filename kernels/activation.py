@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.kernels.registry import register
+from s1engine.kernels.registry import register, widen
 
 # Elements of one pass: its float32 intermediates stay in the second-level cache.
 _PASS_ELEMENTS = 1 << 18
@@ -22,7 +24,7 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
     gate_up  [T, 2 * I]: the gate's columns, then the up projection's
     Returns silu(gate) * up, [T, I], in the dtype of `gate_up`.
     """
-    gate, up = gate_up.float().chunk(2, dim=-1)
+    gate, up = widen(gate_up).chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
 
 
@@ -30,7 +32,7 @@ def _silu_mul(gate_up: Tensor, row_invariant: bool) -> Tensor:
     if row_invariant:
         return _silu_mul_row_invariant(gate_up)
     size = gate_up.size(-1) // 2
-    if gate_up.dtype == torch.float32:
+    if gate_up.dtype in (torch.float32, torch.float64):
         return functional.silu(gate_up[:, :size]).mul_(gate_up[:, size:])
     out = gate_up.new_empty(gate_up.size(0), size)
     rows = max(1, _PASS_ELEMENTS // size)
@@ -54,6 +56,28 @@ def _silu_mul_row_invariant(gate_up: Tensor) -> Tensor:
     return gate[:count].view(-1, size).mul_(gate_up[:, size:]).to(gate_up.dtype)
 
 
+def silu_mul_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """Gradient of `gate_up` [T, 2 * I] from that of the result [T, I], in its dtype; computed in float32."""
+    size = grad.size(-1)
+    out = torch.empty_like(gate_up)
+    rows = max(1, _PASS_ELEMENTS // size)
+    for g, piece, target in zip(grad.split(rows), gate_up.split(rows), out.split(rows), strict=True):
+        gate, up = widen(piece).chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        target[:, size:].copy_(silu * g)
+        target[:, :size].copy_((sigmoid + silu * (1 - sigmoid)).mul_(up).mul_(g))
+    return out
+
+
+def save_for_silu_mul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def backward_of_silu_mul(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return silu_mul_backward(grad, *ctx.saved_tensors), None
+
+
 def _fake_silu_mul(gate_up: Tensor, row_invariant: bool) -> Tensor:
     return gate_up.new_empty(gate_up.size(0), gate_up.size(-1) // 2)
 
@@ -63,4 +87,5 @@ silu_mul = register(
     _silu_mul,
     _fake_silu_mul,
     triton="s1engine.kernels.activation_triton:silu_mul",
+    gradient=(save_for_silu_mul, backward_of_silu_mul),
 )

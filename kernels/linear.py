@@ -12,12 +12,13 @@ split among them, and `fix_cuda_products` rules that out. `any_rows_are_independ
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.kernels.registry import register
+from s1engine.kernels.registry import register, widen
 
 TILE_ROWS = 16
 
@@ -33,9 +34,9 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias    [N] or None
     Returns x @ weight^T + bias, [T, N], in the dtype of `x`.
     """
-    out = x.float() @ weight.float().T
+    out = widen(x) @ widen(weight).T
     if bias is not None:
-        out = out + bias.float()
+        out = out + widen(bias)
     return out.to(x.dtype)
 
 
@@ -102,6 +103,24 @@ def rows_are_independent(weight: Tensor, bias: Tensor | None) -> bool:
     return torch.equal(functional.linear(alone, weight, bias)[-1], expected[0])
 
 
+def save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def backward_of_linear(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    """Plain products whatever the form of the forward one: a gradient belongs to the batch, not to a row."""
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    return (
+        grad @ weight if needs_x else None,
+        grad.T @ x if needs_weight else None,
+        widen(grad).sum(0).to(grad.dtype) if ctx.has_bias and needs_bias else None,
+        None,
+    )
+
+
 def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, row_invariant: bool) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
@@ -110,4 +129,5 @@ linear = register(
     "linear(Tensor x, Tensor weight, Tensor? bias, bool row_invariant) -> Tensor",
     _linear,
     _fake_linear,
+    gradient=(save_for_linear, backward_of_linear),
 )

@@ -22,7 +22,11 @@ _libraries: list[torch.library.Library] = []  # a Library unregisters its operat
 
 
 def register(
-    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], triton: str | None = None
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: str | None = None,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
 ) -> Any:
     """Define the operator `s1engine::<schema>` and return its callable overload.
 
@@ -30,6 +34,8 @@ def register(
     implementation  written with PyTorch operators, so it serves every device that has no kernel of its own
     fake            gives shapes and dtypes only (meta and fake tensors)
     triton          "module:function" of the Triton implementation; imported when it is first called
+    gradient        (setup_context(ctx, inputs, output), backward(ctx, *gradients)) as `torch.library.register_autograd`
+                    takes them; without it the operator passes no gradient on
     """
     library = torch.library.Library("s1engine", "FRAGMENT")
     library.define(schema)
@@ -39,8 +45,16 @@ def register(
     if triton is not None:
         for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
             library.impl(name, _lazy(triton), key)
+    if gradient is not None:
+        save, backward = gradient
+        torch.library.register_autograd(f"s1engine::{name}", backward, setup_context=save, lib=library)
     _libraries.append(library)
     return getattr(torch.ops.s1engine, name).default
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """What references compute in: float32, or float64 where a check of gradients brings it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _lazy(target: str) -> Callable[..., Any]:

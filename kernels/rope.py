@@ -6,11 +6,14 @@ sine, so every way of scaling frequencies is the caller's business.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from s1engine.kernels.kv_cache import store_kv
-from s1engine.kernels.registry import register
+from s1engine.kernels.registry import register, widen
+from s1engine.kernels.rms_norm import rms_norm_backward
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
@@ -22,21 +25,37 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | No
     norm_weight  [N, D] or None: where given, each head is RMS-normalised with it first (Qwen3)
     Returns x * cos + (x with its halves exchanged) * sin, [T, N, D], in the dtype of `x`.
     """
-    wide = x.float()
+    wide = widen(x)
     if norm_weight is not None:
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * norm_weight.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * widen(norm_weight)
     first, second = wide.chunk(2, dim=-1)
     exchanged = torch.cat((second, first), dim=-1)
     return (wide * cos.unsqueeze(1) + exchanged * sin.unsqueeze(1)).to(x.dtype)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
-    wide = x.float()
+    wide = widen(x)
     if norm_weight is not None:
         scale = torch.linalg.vecdot(wide, wide).mul_(1.0 / x.size(-1)).add_(eps).rsqrt_().unsqueeze_(-1)
         wide = (wide * scale).mul_(norm_weight)
     exchanged = wide.roll(x.size(-1) // 2, -1)
     return (wide * cos.unsqueeze(1)).add_(exchanged.mul_(sin.unsqueeze(1))).to(x.dtype)
+
+
+def save_for_rope(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, cos, sin, norm_weight, ctx.eps = inputs
+    ctx.save_for_backward(cos, sin, *(() if norm_weight is None else (x, norm_weight)))
+
+
+def backward_of_rope(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """A rotation's gradient is turned back by the same angle."""
+    cos, sin, *normed = ctx.saved_tensors
+    grad = _rope(grad, cos, -sin, None, ctx.eps)
+    if not normed:
+        return grad, None, None, None, None
+    x, norm_weight = normed
+    grad_x, grad_weight = rms_norm_backward(grad, x, norm_weight, ctx.eps)
+    return grad_x, None, None, grad_weight, None
 
 
 def _fake_rope(x: Tensor, cos: Tensor, sin: Tensor, norm_weight: Tensor | None, eps: float) -> Tensor:
@@ -47,6 +66,7 @@ rope = register(
     "rope(Tensor x, Tensor cos, Tensor sin, Tensor? norm_weight, float eps) -> Tensor",
     _rope,
     _fake_rope,
+    gradient=(save_for_rope, backward_of_rope),
 )
 
 

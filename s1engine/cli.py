@@ -1,4 +1,4 @@
-"""The command line: `s1engine generate | chat | env | bench`."""
+"""The command line: `s1engine generate | chat | curate | sft | env | bench`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+_RAW = argparse.RawDescriptionHelpFormatter
 DIM, RESET = "\033[2m", "\033[0m"
 
 
@@ -18,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _generate_parser(_add(commands, "generate", "generate from a prompt", _generate))
     _chat_parser(_add(commands, "chat", "talk to a model", _chat))
+    curate = commands.add_parser("curate", help="choose training data: quality, overlaps, difficulty, diversity")
+    sft = commands.add_parser("sft", help="fine-tune on reasoning traces", formatter_class=_RAW)
     env = _add(commands, "env", "say what this machine can run", _env)
     env.add_argument("--json", action="store_true", help="print one JSON object")
     env.epilog = "example: s1engine env"
@@ -27,8 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     latency = bench.add_parser("latency", help="time to the first token and between tokens")
     peers = bench.add_parser("peers", help="other engines on this CPU, each in an environment of its own, in turns")
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["bench"]:  # its options come from modules that take a second to import
+    # Options of these come from modules that take a second to import.
+    if argv[:1] == ["bench"]:
         _bench_parsers(throughput, kernels, latency, peers)
+    if argv[:1] == ["curate"]:
+        from s1engine.train.curate import command
+
+        command.add_arguments(curate)
+        curate.set_defaults(run=command.run)
+    if argv[:1] == ["sft"]:
+        from s1engine.train import sft as training
+
+        training.add_arguments(sft)
+        sft.set_defaults(run=training.run)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -40,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.add_parser(name, help=text, formatter_class=_RAW)
     parser.set_defaults(run=run)
     return parser
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Request
+from s1engine.models import CausalLM
 from s1engine.outputs import RequestOutput
 from s1engine.params import SamplingParams
 from s1engine.thinking import ThinkingFormat
@@ -18,8 +19,10 @@ from s1engine.thinking import ThinkingFormat
 class LLM:
     """A model to generate with.
 
-    model: a local folder or a hub id of a Qwen2/2.5, Qwen3 or Llama model. The settings are those of EngineConfig;
-    dtype "auto" is the checkpoint's, device "auto" the best that this machine has.
+    model: a local folder or a hub id of a Qwen2/2.5, Qwen3 or Llama model, or one that is loaded already. Parameters of
+    the latter may be changed in place between calls, as a trainer does; update_weights({}) then forgets what was cached
+    with the old ones. The settings are those of EngineConfig; dtype "auto" is the checkpoint's, device "auto" the best
+    that this machine has.
 
         llm = LLM("path/to/model")
         llm.generate("1 + 1 =", SamplingParams(temperature=0, thinking=ThinkingBudget(max_tokens=100)))
@@ -27,7 +30,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | CausalLM,
         *,
         tokenizer: Any = None,
         dtype: str = "auto",

@@ -31,6 +31,20 @@ class PackedBatch:
     num_decodes: int
 
 
+@dataclass(slots=True)
+class SampleBatch:
+    """Whole samples laid end to end, for training: nothing is cached.
+
+    positions            int64 [T]: place of each row in its sample
+    sequence_start       int32 [S + 1]: rows sequence_start[s] to sequence_start[s + 1] are of sample s
+    sequence_start_list  the same on the host
+    """
+
+    positions: Tensor
+    sequence_start: Tensor
+    sequence_start_list: list[int]
+
+
 @dataclass(slots=True, kw_only=True)
 class SlotBatch:
     """Rows of sequences that are named by their slots, for devices: nothing of it is known to the host.

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from s1engine.kernels.decoder_layers import decoder_layers
 from s1engine.kernels.huge_pages import Arena, num_bytes
-from s1engine.kernels.packed import packed_embedding, packed_linear
-from s1engine.models.batch import PackedBatch, SlotBatch
+from s1engine.kernels.packed import packed_embedding
+from s1engine.models.batch import PackedBatch, SampleBatch, SlotBatch
 from s1engine.models.config import ModelConfig
-from s1engine.models.layers import DecoderLayer, Linear, RMSNorm
-from s1engine.models.step import NativeStep, StepPlanner
+from s1engine.models.layers import DecoderLayer, Head, Linear, RMSNorm
+from s1engine.models.step import AnyStep, NativeStep, StepPlanner
 
 
 class CausalLM(nn.Module):
     """One definition for every caller: rows of any mixture of prompts and decoding sequences go in packed.
 
     row_invariant  the bits of a row's output do not depend on the other rows, nor on how its prompt was cut into chunks
+
+    checkpointing  in training, keep a layer's input only and compute the layer again in the backward pass
+    offloading     keep that input in the host's memory
     """
 
     embed_tokens: nn.Parameter | None
@@ -28,13 +34,14 @@ class CausalLM(nn.Module):
     def __init__(self, config: ModelConfig, *, row_invariant: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = self.offloading = False
         self.weights_version = 0  # counts the updates of a loaded model
         self._packed: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
         self.planner = StepPlanner(config, row_invariant)
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(DecoderLayer(config, row_invariant) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, i, row_invariant) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, row_invariant=row_invariant)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False, row_invariant=row_invariant)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
 
@@ -66,23 +73,42 @@ class CausalLM(nn.Module):
         assert packed is not None
         return packed_embedding(token_ids, packed.storage, packed.inputs)
 
-    def forward(self, token_ids: Tensor, batch: PackedBatch | SlotBatch, kv_cache: Tensor) -> Tensor:
-        """Compute one step and write its keys and values.
+    def forward(
+        self, token_ids: Tensor, batch: PackedBatch | SlotBatch | SampleBatch, kv_cache: Tensor | None
+    ) -> Tensor:
+        """Compute one step and write its keys and values, or a training pass, which keeps none.
 
         token_ids  int64 [T]
         batch      where the rows belong
         kv_cache   [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim] in the model's dtype; finite
-                   everywhere, unused entries included
+                   everywhere, unused entries included. None with a SampleBatch.
         Returns the hidden states after the final norm, [T, hidden_size], in the model's dtype.
         """
-        step = self.planner(batch, kv_cache)
+        step = self.planner.step(batch, kv_cache)
         residual = self._embed(token_ids)
-        if isinstance(step, NativeStep) and self.lm_head.packed is not None:
-            return self.norm(residual, self._run_packed(residual, step, kv_cache))
+        if kv_cache is not None and isinstance(step, NativeStep) and self.lm_head.packed is not None:
+            return self.norm(residual, self._run_packed(residual, step, kv_cache))[0]
+        if self.checkpointing and torch.is_grad_enabled():
+            return self._run_checkpointed(residual, step)
         x: Tensor | None = None
-        for layer, (k_cache, v_cache) in zip(self.layers, kv_cache.unbind(0), strict=True):
-            x = layer(residual, x, step, k_cache, v_cache)
-        return self.norm(residual, x)
+        for layer in self.layers:
+            x, residual = layer(residual, x, step)
+        return self.norm(residual, x)[0]
+
+    def _run_checkpointed(self, residual: Tensor, step: AnyStep) -> Tensor:
+        """The same, keeping one tensor a layer: the stream with everything added."""
+
+        def run(layer: nn.Module, residual: Tensor) -> Tensor:
+            x, residual = layer(residual, None, step)
+            return residual + x
+
+        with save_on_cpu(pin_memory=residual.is_cuda) if self.offloading else nullcontext():
+            for layer in self.layers:
+                # There is no randomness in a layer, and ZeRO 3 takes the weights away between the two passes.
+                residual = checkpoint(
+                    run, layer, residual, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+                )
+        return self.norm(residual, None)[0]
 
     def _run_packed(self, residual: Tensor, step: NativeStep, kv_cache: Tensor) -> Tensor:
         """All layers in one call. Neither weights nor the cache move, so the lists of them are made once."""
@@ -100,7 +126,4 @@ class CausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size], in the model's dtype; returns float32 [R, vocab_size]."""
-        packed = self.lm_head.packed
-        if packed is not None:
-            return packed_linear(hidden, packed.storage, None, packed.outputs, False, True)
-        return self.lm_head(hidden).float()
+        return self.lm_head(hidden)

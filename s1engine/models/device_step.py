@@ -17,20 +17,16 @@ class DeviceStep:
     """One batch and the model's table of angles, [positions, 2, head_dim / 2]."""
 
     batch: SlotBatch
+    kv_cache: Tensor
     rotary: Tensor
 
-    def rotate_and_store(
-        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, k_cache: Tensor, v_cache: Tensor
+    def attention(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, scale: float, layer: int
     ) -> Tensor:
-        """Rotated queries [T, heads, D] of qkv [T, heads + 2 * kv_heads, D]; keys and values go into the cache."""
+        """See Step."""
         batch = self.batch
-        return rope_store_kv(
-            qkv, self.rotary, batch.positions, q_norm, k_norm, eps, k_cache, v_cache, batch.slot_mapping
-        )
-
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
-        """Paged attention of q [T, heads, D], same shape."""
-        batch = self.batch
+        k_cache, v_cache = self.kv_cache[layer].unbind(0)
+        q = rope_store_kv(qkv, self.rotary, batch.positions, q_norm, k_norm, eps, k_cache, v_cache, batch.slot_mapping)
         where = (batch.block_tables, batch.rows)
         if batch.decode is not None:
             split_start, work, workspace = batch.decode

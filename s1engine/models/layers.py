@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s1engine.kernels.activation import silu_mul
 from s1engine.kernels.linear import linear
+from s1engine.kernels.linear_cross_entropy import linear_cross_entropy
 from s1engine.kernels.packed import PackedWeight, packed_linear, packed_shape
 from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
 from s1engine.models.config import ModelConfig
@@ -61,25 +62,46 @@ class Linear(nn.Module):
         return linear(x, self.plain_weight, self.bias, self.row_invariant)
 
 
+class Head(Linear):
+    """The language model head: logits of rows [R, hidden_size] or, with targets, their loss."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Logits, float32 [R, vocab_size]; or the sum over rows of weights[r] * -logprob(targets[r]).
+
+        x  [R, hidden_size]; targets int64 [R]; weights float32 [R]. Through one call, since ZeRO 3 has the weight in
+        memory only while its module is called.
+        """
+        if targets is not None and weights is not None:
+            return linear_cross_entropy(x, self.plain_weight, targets, weights)
+        if self.packed is not None:
+            return packed_linear(x, self.packed.storage, None, self.packed.outputs, False, True)
+        return linear(x, self.plain_weight, None, self.row_invariant).float()
+
+
 class RMSNorm(nn.Module):
-    """Normalises the float32 residual stream, after adding `x` [T, hidden] to it in place where one is given."""
+    """Normalises the float32 residual stream, after adding `x` [T, hidden] to it where one is given."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(hidden_size))
         self.eps = eps
 
-    def forward(self, residual: Tensor, x: Tensor | None) -> Tensor:
+    def forward(self, residual: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(Normalised, sum). The sum is made in place unless gradients are wanted."""
         if x is None:
-            return rms_norm(residual, self.weight, self.eps)
-        return add_rms_norm(residual, x, self.weight, self.eps)
+            return rms_norm(residual, self.weight, self.eps), residual
+        if torch.is_grad_enabled():
+            residual = residual + x
+            return rms_norm(residual, self.weight, self.eps), residual
+        return add_rms_norm(residual, x, self.weight, self.eps), residual
 
 
 class Attention(nn.Module):
     """Grouped-query self-attention, with norms of the query and key heads where the model has them."""
 
-    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+    def __init__(self, config: ModelConfig, layer: int, row_invariant: bool) -> None:
         super().__init__()
+        self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.eps = config.rms_norm_eps
         self.scale = config.head_dim**-0.5
@@ -97,11 +119,10 @@ class Attention(nn.Module):
             self.register_parameter("q_norm", None)
             self.register_parameter("k_norm", None)
 
-    def forward(self, x: Tensor, step: AnyStep, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: AnyStep) -> Tensor:
         qkv = self.qkv_proj(x).view(x.size(0), -1, self.head_dim)
-        q = step.rotate_and_store(qkv, self.q_norm, self.k_norm, self.eps, k_cache, v_cache)
-        out = step.attend(q, k_cache, v_cache, self.scale)
-        return self.o_proj(out.view(x.size(0), -1))
+        out = step.attention(qkv, self.q_norm, self.k_norm, self.eps, self.scale, self.layer)
+        return self.o_proj(out.reshape(x.size(0), -1))
 
 
 class MLP(nn.Module):
@@ -120,18 +141,19 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer; adds to `residual` in place and returns what is still to be added, for the next norm to fuse."""
+    """One layer. Returns (what is still to be added, for the next norm to fuse; the residual stream)."""
 
-    def __init__(self, config: ModelConfig, row_invariant: bool) -> None:
+    def __init__(self, config: ModelConfig, layer: int, row_invariant: bool) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, row_invariant)
+        self.attention = Attention(config, layer, row_invariant)
         self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, row_invariant)
 
-    def forward(self, residual: Tensor, x: Tensor | None, step: AnyStep, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        x = self.attention(self.input_norm(residual, x), step, k_cache, v_cache)
-        return self.mlp(self.post_attention_norm(residual, x))
+    def forward(self, residual: Tensor, x: Tensor | None, step: AnyStep) -> tuple[Tensor, Tensor]:
+        normed, residual = self.input_norm(residual, x)
+        normed, residual = self.post_attention_norm(residual, self.attention(normed, step))
+        return self.mlp(normed), residual
 
     def packed_weights(self) -> list[Tensor]:
         """Its tensors in the order of `decoder_layers.LAYER_WEIGHTS`."""

@@ -13,10 +13,11 @@ from s1engine.kernels.attention_cpu import paged_attention_cpu
 from s1engine.kernels.attention_row_invariant import paged_attention_row_invariant, plan_attention_row_invariant
 from s1engine.kernels.kv_cache import store_kv
 from s1engine.kernels.rope import rope, rope_store_kv
-from s1engine.models.batch import PackedBatch, SlotBatch
+from s1engine.models.batch import PackedBatch, SampleBatch, SlotBatch
 from s1engine.models.config import ModelConfig
 from s1engine.models.device_step import DeviceStep
 from s1engine.models.rotary import rotary_table
+from s1engine.models.training_step import TrainingStep
 
 
 @dataclass(slots=True)
@@ -24,15 +25,21 @@ class Step:
     """One batch with its angles, cos and sin as `rope` takes them, and its plan. workspace None: row-invariant."""
 
     batch: PackedBatch
+    kv_cache: Tensor
     cos: Tensor
     sin: Tensor
     plan: list[Tensor]
     workspace: Tensor | None
 
-    def rotate_and_store(
-        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, k_cache: Tensor, v_cache: Tensor
+    def attention(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, scale: float, layer: int
     ) -> Tensor:
-        """Rotated queries [T, heads, D] of qkv [T, heads + 2 * kv_heads, D]; keys and values go into the cache."""
+        """All between two products: norms, rotation, keys and values into the cache, attention over it.
+
+        qkv  [T, heads + 2 * kv_heads, D]
+        Returns [T, heads, D].
+        """
+        k_cache, v_cache = self.kv_cache[layer].unbind(0)
         kv_heads = k_cache.size(2)
         heads = qkv.size(1) - 2 * kv_heads
         norms = None
@@ -40,12 +47,8 @@ class Step:
             norms = torch.cat((q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)))
         rotated = rope(qkv[:, :-kv_heads], self.cos, self.sin, norms, eps)
         q, k = rotated.split((heads, kv_heads), dim=1)
-        store_kv(k, qkv[:, -kv_heads:], k_cache, v_cache, self.batch.slot_mapping)
-        return q
-
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
-        """Paged attention of q [T, heads, head_dim], same shape."""
         batch = self.batch
+        store_kv(k, qkv[:, -kv_heads:], k_cache, v_cache, batch.slot_mapping)
         where = (batch.block_tables, batch.query_start, batch.context_lens, self.plan)
         if self.workspace is None:
             return paged_attention_row_invariant(q, k_cache, v_cache, *where, scale)
@@ -57,24 +60,23 @@ class NativeStep:
     """The same for the C++ operators, which need no plan; rotary: the whole table of angles."""
 
     batch: PackedBatch
+    kv_cache: Tensor
     rotary: Tensor
 
-    def rotate_and_store(
-        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, k_cache: Tensor, v_cache: Tensor
+    def attention(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, scale: float, layer: int
     ) -> Tensor:
         """See Step."""
-        where = (k_cache, v_cache, self.batch.slot_mapping)
-        return rope_store_kv(qkv, self.rotary, self.batch.positions, q_norm, k_norm, eps, *where)
-
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float) -> Tensor:
-        """See Step."""
         batch = self.batch
+        k_cache, v_cache = self.kv_cache[layer].unbind(0)
+        where = (k_cache, v_cache, batch.slot_mapping)
+        q = rope_store_kv(qkv, self.rotary, batch.positions, q_norm, k_norm, eps, *where)
         return paged_attention_cpu(
             q, k_cache, v_cache, batch.block_tables, batch.query_start, batch.context_lens, scale
         )
 
 
-AnyStep = Step | NativeStep | DeviceStep
+AnyStep = Step | NativeStep | DeviceStep | TrainingStep
 
 
 class StepPlanner(nn.Module):
@@ -97,19 +99,26 @@ class StepPlanner(nn.Module):
         config = self.config
         self.rotary = rotary_table(config.rope, config.head_dim, config.max_position_embeddings).to(device)
 
-    def forward(self, batch: PackedBatch | SlotBatch, kv_cache: Tensor) -> AnyStep:
+    def step(self, batch: PackedBatch | SlotBatch | SampleBatch, kv_cache: Tensor | None) -> AnyStep:
         """kv_cache as CausalLM.forward takes it."""
+        if isinstance(batch, SampleBatch):
+            return TrainingStep(batch, *self._angles(batch.positions), self.config.num_kv_heads)
+        assert kv_cache is not None
         if isinstance(batch, SlotBatch):
-            return DeviceStep(batch, self.rotary)
+            return DeviceStep(batch, kv_cache, self.rotary)
         if native.AVAILABLE and kv_cache.device.type == "cpu":
-            return NativeStep(batch, self.rotary)
-        cos, sin = self.rotary.index_select(0, batch.positions).unbind(1)
-        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            return NativeStep(batch, kv_cache, self.rotary)
+        cos, sin = self._angles(batch.positions)
         where = (batch.block_tables, batch.query_start_list, batch.context_lens_list, batch.num_decodes)
         if self.row_invariant:
-            return Step(batch, cos, sin, plan_attention_row_invariant(*where, kv_cache[0, 0]), None)
+            return Step(batch, kv_cache, cos, sin, plan_attention_row_invariant(*where, kv_cache[0, 0]), None)
         plan = plan_attention(*where, kv_cache[0, 0])
         keys = workspace_rows(plan, kv_cache.size(3))
         if self.workspace.dim() != 4 or self.workspace.size(1) < keys:
             self.workspace = kv_cache.new_empty(2, keys, *kv_cache.shape[4:])
-        return Step(batch, cos, sin, plan, self.workspace)
+        return Step(batch, kv_cache, cos, sin, plan, self.workspace)
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines as `rope` takes them."""
+        cos, sin = self.rotary.index_select(0, positions).unbind(1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

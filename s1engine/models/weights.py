@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
+from torch import Tensor, nn
 
 from s1engine.kernels import native
 from s1engine.kernels.attention_row_invariant import attention_rows_are_independent
@@ -61,16 +62,9 @@ def load_model(
     """
     if row_invariant and torch.device(device).type == "cuda":
         fix_cuda_products()
-    folder = resolve_model_path(path_or_id)
-    config = read_config(folder, dtype)
-    with Checkpoint(folder) as checkpoint:
-        config = _settle_tying(config, checkpoint)
+    with open_checkpoint(resolve_model_path(path_or_id), dtype) as (checkpoint, config):
         with torch.device("meta"):
             model = CausalLM(config, row_invariant=row_invariant)
-        shapes = {name: tuple(target.shape) for name, target in checkpoint_targets(model).items()}
-        problems = list(checkpoint.problems(shapes, _derived(config, checkpoint)))
-        if problems:
-            raise ValueError(f"{folder}: the checkpoint does not fit the config: {'; '.join(problems)}")
         can_pack = packed and native.AVAILABLE and torch.device(device).type == "cpu"
         if quantization is not None and not can_pack:
             raise ValueError(
@@ -87,42 +81,78 @@ def load_model(
     return model
 
 
+@contextmanager
+def open_checkpoint(folder: Path, dtype: str) -> Iterator[tuple[Checkpoint, ModelConfig]]:
+    """The files of a model folder and its config, which fit each other.
+
+    Raises ValueError that names every unsupported feature or every missing, unexpected or misshapen tensor.
+    """
+    config = read_config(folder, dtype)
+    with Checkpoint(folder) as checkpoint:
+        config = _settle_tying(config, checkpoint)
+        with torch.device("meta"):
+            shapes = {name: tuple(target.shape) for name, target in checkpoint_targets(CausalLM(config)).items()}
+        problems = list(checkpoint.problems(shapes, _derived(config, checkpoint)))
+        if problems:
+            raise ValueError(f"{folder}: the checkpoint does not fit the config: {'; '.join(problems)}")
+        yield checkpoint, config
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor of a checkpoint lies: `rows` rows from `start` of a module's parameter."""
+
+    module: nn.Module
+    attribute: str
+    start: int
+    rows: int
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The whole parameter, of a module that is not packed."""
+        return cast(nn.Parameter, getattr(self.module, self.attribute))
+
+    def target(self) -> Tensor | PackedRows:
+        """A view to copy into."""
+        if self.attribute == "weight" and isinstance(self.module, Linear) and self.module.packed is not None:
+            return self.module.packed.rows(self.start, self.rows)
+        return self.parameter.detach()[self.start : self.start + self.rows]
+
+
 def checkpoint_targets(model: CausalLM) -> dict[str, Tensor | PackedRows]:
     """Where each tensor of a checkpoint goes: its name there to the parameter, or the rows of a fused or packed one."""
+    return {name: place.target() for name, place in checkpoint_places(model)}
+
+
+def checkpoint_places(model: CausalLM) -> Iterator[tuple[str, Place]]:
+    """Each tensor of a checkpoint by its name there. Those of one parameter follow each other."""
     config = model.config
-    targets: dict[str, Tensor | PackedRows] = {"model.norm.weight": model.norm.weight.detach()}
-    (targets[EMBEDDING if config.tie_word_embeddings else HEAD],) = _rows(model.lm_head, [config.vocab_size])
+
+    def whole(module: nn.Module, attribute: str, rows: int = config.hidden_size) -> Place:
+        return Place(module, attribute, 0, rows)
+
+    yield "model.norm.weight", whole(model.norm, "weight")
+    yield EMBEDDING if config.tie_word_embeddings else HEAD, whole(model.lm_head, "weight", config.vocab_size)
     if not config.tie_word_embeddings:
-        assert model.embed_tokens is not None
-        targets[EMBEDDING] = model.embed_tokens.detach()
+        yield EMBEDDING, whole(model, "embed_tokens", config.vocab_size)
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for number, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
         prefix = f"model.layers.{number}."
-        targets[f"{prefix}input_layernorm.weight"] = layer.input_norm.weight.detach()
-        targets[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_norm.weight.detach()
+        yield f"{prefix}input_layernorm.weight", whole(layer.input_norm, "weight")
+        yield f"{prefix}post_attention_layernorm.weight", whole(layer.post_attention_norm, "weight")
         if config.qk_norm:
-            targets[f"{prefix}self_attn.q_norm.weight"] = layer.attention.q_norm.detach()
-            targets[f"{prefix}self_attn.k_norm.weight"] = layer.attention.k_norm.detach()
+            yield f"{prefix}self_attn.q_norm.weight", whole(layer.attention, "q_norm", config.head_dim)
+            yield f"{prefix}self_attn.k_norm.weight", whole(layer.attention, "k_norm", config.head_dim)
         for module, names, sizes in (
             (layer.attention.qkv_proj, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), [q, kv, kv]),
             (layer.attention.o_proj, ("self_attn.o_proj",), [config.hidden_size]),
             (layer.mlp.gate_up_proj, ("mlp.gate_proj", "mlp.up_proj"), [config.intermediate_size] * 2),
             (layer.mlp.down_proj, ("mlp.down_proj",), [config.hidden_size]),
         ):
-            for name, rows in zip(names, _rows(module, sizes), strict=True):
-                targets[f"{prefix}{name}.weight"] = rows
-            if module.bias is not None:
-                for name, values in zip(names, module.bias.detach().split(sizes), strict=True):
-                    targets[f"{prefix}{name}.bias"] = values
-    return targets
-
-
-def _rows(module: Linear, sizes: list[int]) -> Sequence[Tensor | PackedRows]:
-    """A matrix cut into runs of so many rows."""
-    if module.packed is None:
-        return module.plain_weight.detach().split(sizes)
-    starts = accumulate(sizes[:-1], initial=0)
-    return [module.packed.rows(start, size) for start, size in zip(starts, sizes, strict=True)]
+            for attribute in ("weight",) if module.bias is None else ("weight", "bias"):
+                starts = accumulate(sizes[:-1], initial=0)
+                for name, start, rows in zip(names, starts, sizes, strict=True):
+                    yield f"{prefix}{name}.{attribute}", Place(module, attribute, start, rows)
 
 
 def update_weights(model: CausalLM, tensors: Mapping[str, Tensor]) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from s1engine.train.tiny import grade, problems
+from s1engine.train.tiny.prepare import build_model
 from s1engine.train.tiny.task import LABELS, MAX_STEPS, MIN_STEPS, Problem, draw
 from s1engine.train.tiny.tokenizer import build_tokenizer
 from s1engine.train.tiny.traces import Role, Trace, prompt_tokens, write_trace
-from s1engine.train.tiny.train import build_model
 
 CLOSE = "<|im_start|>answer\nFinal Answer:"
 _TOKENIZER = build_tokenizer()

@@ -1,0 +1,36 @@
+"""What all layers of one training pass share: angles, and where samples begin and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s1engine.kernels.rope import rope
+from s1engine.kernels.varlen_attention import varlen_attention
+from s1engine.models.batch import SampleBatch
+
+
+@dataclass(slots=True)
+class TrainingStep:
+    """One batch of whole samples with its angles, cos and sin as `rope` takes them. Differentiable; no cache."""
+
+    batch: SampleBatch
+    cos: Tensor
+    sin: Tensor
+    kv_heads: int
+
+    def attention(
+        self, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float, scale: float, layer: int
+    ) -> Tensor:
+        """Norms, rotation and attention: qkv [T, heads + 2 * kv_heads, D] to [T, heads, D]. All layers are alike."""
+        kv_heads = self.kv_heads
+        heads = qkv.size(1) - 2 * kv_heads
+        norms = None
+        if q_norm is not None and k_norm is not None:
+            norms = torch.cat((q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)))
+        turned, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        q, k = rope(turned, self.cos, self.sin, norms, eps).split((heads, kv_heads), dim=1)
+        batch = self.batch
+        return varlen_attention(q, k, v, batch.sequence_start, batch.sequence_start_list, scale)
