@@ -6,6 +6,7 @@ scaled-dot-product call, which is a flash kernel on CPUs too. No sample sees ano
 
 from __future__ import annotations
 
+from inspect import signature
 from itertools import pairwise
 
 import torch
@@ -25,16 +26,7 @@ def varlen_attention(
     Returns [T, heads, D].
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        longest = max(end - start for start, end in pairwise(sequence_start_list))
-        shared = q.size(1) != k.size(1)
-        out = varlen_attn(
-            q, k, v, sequence_start, sequence_start, longest, longest,
-            scale=scale, window_size=(-1, 0), enable_gqa=shared,
-        )  # fmt: skip
-        assert isinstance(out, Tensor)
-        return out
+        return _flash(q, k, v, sequence_start, max(end - start for start, end in pairwise(sequence_start_list)), scale)
     lengths = [end - start for start, end in pairwise(sequence_start_list)]
     samples = zip(*(x.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for x in (q, k, v)), strict=True)
     attended = [
@@ -42,6 +34,21 @@ def varlen_attention(
         for queries, keys, values in samples
     ]
     return torch.cat([x.squeeze(0).transpose(0, 1) for x in attended])
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, sequence_start: Tensor, longest: int, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = {}
+    if "enable_gqa" in signature(varlen_attn).parameters:
+        grouped["enable_gqa"] = q.size(1) != k.size(1)
+    else:  # before torch 2.12
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), 1) for x in (k, v))
+    out = varlen_attn(
+        q, k, v, sequence_start, sequence_start, longest, longest, scale=scale, window_size=(-1, 0), **grouped
+    )
+    assert isinstance(out, Tensor)
+    return out
 
 
 def varlen_attention_reference(

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["sft"]:
         from s1engine.train import sft as training
 
+        sft.description = training.__doc__
         training.add_arguments(sft)
         sft.set_defaults(run=training.run)
     args = parser.parse_args(argv)

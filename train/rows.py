@@ -107,7 +107,7 @@ def read_rows(source: str | Path, split: str | None = None) -> tuple[Iterator[Ro
             raise ValueError(f"split={split!r}: {source} is a file, which has no splits; leave it out")
         if not path.is_file():
             raise ValueError(f"{source}: no such file")
-        rows, count = _jsonl(path) if path.suffix == ".jsonl" else _parquet(path)
+        rows, count = read_jsonl(path) if path.suffix == ".jsonl" else _parquet(path)
     elif HUB_ID.fullmatch(str(source)) and not path.exists():
         rows, count = _hub(str(source), split or "train")
     else:
@@ -117,7 +117,8 @@ def read_rows(source: str | Path, split: str | None = None) -> tuple[Iterator[Ro
     return rows, count
 
 
-def _jsonl(path: Path) -> tuple[Iterator[Row], int]:
+def read_jsonl(path: Path) -> tuple[Iterator[Row], int]:
+    """The rows of a JSON lines file, blank lines apart, and their number, which may be 0."""
     with path.open("rb") as file:
         count = sum(1 for line in file if line.strip())
 

@@ -91,7 +91,11 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{contestant:<20} {found.tokens_per_second:9.1f} tokens/s {found.anonymous / 2**20:9,.0f} MiB")
     report = summary(results) | {
         "results": [asdict(result) for result in results],
-        "args": {key: str(value) for key, value in vars(args).items() if key not in ("run", "output", "venvs")},
+        "args": {
+            key: [path.name for path in value] if key == "data" else getattr(value, "name", value)
+            for key, value in vars(args).items()
+            if key not in ("output", "venvs")
+        },
         "packages": packages(environment),
         "machine": machine.describe(),
     }

@@ -127,6 +127,8 @@ def expected(small, data) -> tuple[list[float], list[float]]:
 
 def check(lines: list[dict], expected: tuple[list[float], list[float]]) -> None:
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[0]["loss"] == pytest.approx(expected[0][0], rel=1e-6)
+    assert lines[0]["grad_norm"] == pytest.approx(expected[1][0], rel=1e-5)
     assert [line["loss"] for line in lines] == pytest.approx(expected[0], rel=1e-5)
     assert [line["grad_norm"] for line in lines] == pytest.approx(expected[1], rel=1e-4)
 
@@ -156,7 +158,7 @@ def test_batches_split_otherwise_give_the_same_losses(small, data, expected, tmp
     assert lines[48][0]["grad_norm"] == pytest.approx(lines[4096][0]["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_killed_run_goes_on_with_the_same_losses(small, data, tmp_path, stage):
     settings = {"save_every": 2, "dtype": "bfloat16", "keep": 1}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from s1engine.train.curate.rows import read_jsonl, write_rows
+from s1engine.train.curate.rows import write_rows
+from s1engine.train.rows import read_jsonl
 
 Conversation = list[dict[str, str]]
 
@@ -48,11 +49,12 @@ class Replies:
         self._records: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             _drop_torn_line(self.path)
-            for place, record in read_jsonl(self.path):
+            for row in read_jsonl(self.path)[0]:
+                record = dict(row.cells)
                 for name in ("key", "text", "tokens", "finish_reason"):
                     if name not in record:
                         raise ValueError(
-                            f"{place}: no {name!r} in it; this is not a file of replies, name another with --replies"
+                            f"{row.place}: no {name!r} in it; it is not a file of replies, name another with --replies"
                         )
                 self._records[record["key"]] = record
 

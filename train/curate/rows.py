@@ -8,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s1engine.train import rows as train_rows
+
 Row = dict[str, Any]
 
 SUFFIXES = (".jsonl", ".parquet")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]:%+-]+)?")
 
 ROLES: dict[str, tuple[str, ...]] = {
     "question": ("problem", "question"),
@@ -109,61 +108,20 @@ def read_rows(sources: Sequence[str], question: str | None = None) -> list[Row]:
     owner/name:split (split train where it is left out).
 
     question: the name of the question's column, where it is not a usual one; its values have to be text or null.
-    Raises ValueError with file and line for a bad row, for a file without rows and for an unknown suffix.
+    Raises ValueError as train.rows does, with file and line for a bad row.
     """
     if not sources:
         raise ValueError("--input: name at least one .jsonl or .parquet file, or a hub id")
     names = (question,) if question else ROLES["question"]
-    rows: list[Row] = []
+    found: list[Row] = []
     for source in sources:
-        before = len(rows)
-        for place, row in _read(source):
-            for name in names:
-                if not isinstance(row.get(name), str | None):
-                    raise ValueError(f"{place}: {name} is {str(row[name])[:80]!r}; a question has to be text")
-            rows.append(row)
-        if len(rows) == before:
-            raise ValueError(f"{source}: it has no row")
-    return rows
-
-
-def _read(source: str) -> Iterator[tuple[str, Row]]:
-    path = Path(source)
-    is_file = path.exists() or path.suffix in SUFFIXES or bool(path.suffix and path.parent.is_dir())
-    if not is_file and not HUB_ID.fullmatch(source):
-        raise ValueError(f"{source}: neither a file nor a hub id (owner/name, or owner/name:split)")
-    if is_file and path.suffix not in SUFFIXES:
-        raise ValueError(f"{source}: unknown suffix {path.suffix!r}; files are read as {' or '.join(SUFFIXES)}")
-    if path.suffix == ".jsonl":
-        yield from read_jsonl(path)
-        return
-    datasets = import_datasets()
-    if is_file:
-        if not path.is_file():
-            raise FileNotFoundError(f"{source}: no such file")
-        with tempfile.TemporaryDirectory() as cache:
-            data = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-    else:
-        name, _, split = source.partition(":")
-        data = datasets.load_dataset(name, split=split or "train")
-    for number, row in enumerate(data, 1):
-        yield f"{source}, row {number}", dict(row)
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    """(place, row) of each line that is not blank; a line that is no JSON object raises ValueError with its number."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: a row has to be a JSON object, not {type(row).__name__}")
-            yield place, row
+        name, _, split = (source, "", "") if Path(source).suffix in SUFFIXES else source.partition(":")
+        for row in train_rows.read_rows(name, split or None)[0]:
+            for column in names:
+                if not isinstance(row.cells.get(column), str | None):
+                    raise row.error(column, f"{str(row.cells[column])[:80]!r}: a question has to be text")
+            found.append(dict(row.cells))
+    return found
 
 
 def check_output(path: str, sources: Sequence[str] = ()) -> None:
@@ -180,22 +138,14 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if path.suffix == ".parquet":
+        pyarrow, parquet = train_rows.needed("pyarrow", path), train_rows.needed("pyarrow.parquet", path)
         names = list(dict.fromkeys(name for row in rows for name in row))
         try:
-            data = import_datasets().Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-        except (TypeError, ValueError) as error:  # pyarrow's are ValueErrors too
+            table = pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+        except (TypeError, ValueError) as error:  # pyarrow's are both
             raise ValueError(f"{path}: a column holds values of several types ({error}); write .jsonl") from None
-        data.to_parquet(str(part))
+        parquet.write_table(table, part)
     else:
         with open(part, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     os.replace(part, path)
-
-
-def import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError("parquet and hub datasets are read by `datasets`: pip install 's1engine[train]'") from None
-    datasets.disable_progress_bars()
-    return datasets
