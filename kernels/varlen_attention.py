@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from inspect import signature
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def varlen_attention(
 def _flash(q: Tensor, k: Tensor, v: Tensor, sequence_start: Tensor, longest: int, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = {}
+    grouped: dict[str, Any] = {}
     if "enable_gqa" in signature(varlen_attn).parameters:
         grouped["enable_gqa"] = q.size(1) != k.size(1)
     else:  # before torch 2.12
