@@ -121,7 +121,7 @@ def test_changed_settings_ask_anew(tmp_path: Path, grader: Grader) -> None:
 def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('{"key": "a", "text": "", "tokens": 1, "finish_reason": "stop"}\n{"problem": "q"}\n')
-    with pytest.raises(ValueError, match=r"r\.jsonl, line 2: no 'key' in it; this is not a file of replies"):
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 2: no 'key' in it; it is not a file of replies"):
         Replies(path)
     path.write_text('{"key": \n{}\n')
     with pytest.raises(ValueError, match=r"r\.jsonl, line 1: not JSON"):
