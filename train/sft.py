@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -37,7 +38,7 @@ from s1engine.train.metrics import Metrics
 from s1engine.train.packing import PackedRow, pack, plan_rows, step_samples, steps_per_epoch
 from s1engine.train.rows import Columns
 from s1engine.train.sft_config import SftConfig, deepspeed_config, learning_rate, read_config
-from s1engine.train.validation import Validation
+from s1engine.train.validation import Validation, read_questions
 
 
 class RowLoss(nn.Module):
@@ -84,6 +85,12 @@ def train(config: SftConfig, examples: Examples, tokenizer: Any, rank: int, rank
             for group in engine.optimizer.param_groups:
                 group["lr"] = rate
             loss, norm = optimizer_step(engine, samples, config.row_tokens, rank, ranks, device)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise ValueError(
+                    f"step {step + 1}: the loss is {loss}, the gradient's norm {norm}. Nothing of it was saved; lower "
+                    f"learning_rate={config.learning_rate}, or look into these samples. The same command goes on from the "
+                    f"newest checkpoint"
+                )
             seconds = time.perf_counter() - begun
             lengths = [len(sample.token_ids) for sample in samples]
             speed = training_flops(model.config, lengths) / seconds / ranks
@@ -170,6 +177,8 @@ def prepare(config: SftConfig) -> tuple[Examples, Any]:
         split=config.split if hub else None,
         progress=os.environ.get("RANK", "0") == "0",
     )
+    if config.validate_every:
+        read_questions(config)
     return examples, tokenizer
 
 

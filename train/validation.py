@@ -21,6 +21,20 @@ from s1engine.train.sft_config import SftConfig
 LARGEST_BATCH = 64
 
 
+def read_questions(config: SftConfig) -> tuple[list[str], list[str]]:
+    """Questions and their answers. Raises ValueError with file, line and column where there is none."""
+    rows, _ = read_rows(config.validation_data)
+    columns = Columns(question=config.columns.get("question"))
+    questions, answers = [], []
+    for row in rows:
+        column = columns.resolve("question", row)
+        if column is None:
+            raise ValueError(f"{row.place}: no column for the question: name it by columns = {{question = ...}}")
+        questions.append(row.text(column))
+        answers.append(row.text("answer"))
+    return questions, answers
+
+
 class Validation:
     """Questions with answers, read once. The first rank generates, while the others wait."""
 
@@ -28,15 +42,7 @@ class Validation:
         self.config, self.model, self.tokenizer, self.rank = config, model, tokenizer, rank
         self.partitioned = stage >= 3
         self._own: LLM | None = None
-        rows, _ = read_rows(config.validation_data)
-        columns = Columns(question=config.columns.get("question"))
-        self.questions, self.answers = [], []
-        for row in rows:
-            column = columns.resolve("question", row)
-            if column is None:
-                raise ValueError(f"{row.place}: no column for the question: name it by columns = {{question = ...}}")
-            self.questions.append(row.text(column))
-            self.answers.append(row.text("answer"))
+        self.questions, self.answers = read_questions(config)
 
     def run(self) -> dict[str, Any]:
         """Accuracy and thinking tokens under each budget; on ranks but the first an empty dict."""

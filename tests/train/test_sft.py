@@ -191,6 +191,14 @@ def test_a_run_with_other_settings_does_not_go_on(small, data, tmp_path):
     assert "learning_rate is 0.001 there and 0.5 here" in ran.stderr
 
 
+def test_a_run_that_diverges_stops(small, data, tmp_path):
+    config = write_config(tmp_path, small, data, 1, learning_rate=1e30, clip=1e30)
+    ran = subprocess.run(command(config, 1), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 2
+    assert "lower learning_rate=1e+30" in ran.stderr
+    assert len(metrics(config)) < STEPS and not (tmp_path / "out" / "model").exists()
+
+
 def test_the_tiny_recipe_learns(tmp_path):
     """Its data, model and settings, for a few steps."""
     recipe = ROOT / "train" / "configs" / "tiny.toml"

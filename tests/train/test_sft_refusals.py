@@ -80,6 +80,13 @@ def test_samples_longer_than_the_model(tmp_path, model, capsys):
     assert "has 1024 positions; lower it" in refused(tmp_path, model, capsys, [GOOD], max_tokens=5000)
 
 
+def test_validation_data_without_answers(tmp_path, model, capsys):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "1"}) + "\n")
+    message = refused(tmp_path, model, capsys, [GOOD], validate_every=1, validation_data=str(questions))
+    assert "line 1: no column 'answer'" in message
+
+
 def test_columns_that_no_template_knows(tmp_path, model, capsys):
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps(GOOD) + "\n")
