@@ -88,8 +88,8 @@ def train(config: SftConfig, examples: Examples, tokenizer: Any, rank: int, rank
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise ValueError(
                     f"step {step + 1}: the loss is {loss}, the gradient's norm {norm}. Nothing of it was saved; lower "
-                    f"learning_rate={config.learning_rate}, or look into these samples. The same command goes on from the "
-                    f"newest checkpoint"
+                    f"learning_rate={config.learning_rate}, or look into these samples. The same command goes on from "
+                    f"the newest checkpoint"
                 )
             seconds = time.perf_counter() - begun
             lengths = [len(sample.token_ids) for sample in samples]

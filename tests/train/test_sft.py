@@ -125,10 +125,10 @@ def expected(small, data) -> tuple[list[float], list[float]]:
     return plain_losses(small, data)
 
 
-def check(lines: list[dict], expected: tuple[list[float], list[float]]) -> None:
+def check(lines: list[dict], expected: tuple[list[float], list[float]], norm: float = 1e-5) -> None:
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[0]["loss"] == pytest.approx(expected[0][0], rel=1e-6)
-    assert lines[0]["grad_norm"] == pytest.approx(expected[1][0], rel=1e-5)
+    assert lines[0]["grad_norm"] == pytest.approx(expected[1][0], rel=norm)
     assert [line["loss"] for line in lines] == pytest.approx(expected[0], rel=1e-5)
     assert [line["grad_norm"] for line in lines] == pytest.approx(expected[1], rel=1e-4)
 
@@ -244,7 +244,8 @@ def test_the_half_billion_shape_in_four_layers(tmp_path_factory, tmp_path, stage
     """Full width and vocabulary, two ranks, against transformers."""
     model = make_half_billion(tmp_path_factory)
     data = write_data(tmp_path / "rows.jsonl", len(transformers.AutoTokenizer.from_pretrained(MODEL_DIR)))
-    check(sft(write_config(tmp_path, model, data, stage), 2), plain_losses(model, data))
+    # Norms of 136M float32 numbers: the order of such a sum alone moves it by some 5e-5.
+    check(sft(write_config(tmp_path, model, data, stage), 2), plain_losses(model, data), norm=1e-4)
 
 
 def make_half_billion(tmp_path_factory) -> Path:
