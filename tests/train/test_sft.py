@@ -240,6 +240,16 @@ def test_validation_answers_through_the_engine(tmp_path, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_tiny_model_from_nothing(tmp_path, stage):
+    prepare.main(["--out", str(tmp_path), "--steps", "1", "--validation-problems", "1"])
+    # Below the id of padding, whose embedding transformers does not train.
+    data = write_data(tmp_path / "rows.jsonl", 290)
+    expected = plain_losses(tmp_path / "model", data)
+    check(sft(write_config(tmp_path, tmp_path / "model", data, stage), 2), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_half_billion_shape_in_four_layers(tmp_path_factory, tmp_path, stage):
     """Full width and vocabulary, two ranks, against transformers."""
     model = make_half_billion(tmp_path_factory)
