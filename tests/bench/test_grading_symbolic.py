@@ -1,14 +1,13 @@
 """Grading with math-verify: what it decides, hostile answers, and agreement with real data and its labels."""
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import data_folder
 
 from s1engine.bench.reasoning.grading import Grade, Grader
 
@@ -102,10 +101,7 @@ def test_a_hostile_gold_answer_is_not_held_against_the_response() -> None:
 
 
 def rows(*names: str) -> list[dict[str, Any]]:
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("not run: S1ENGINE_TEST_DATA names no data folder")
-    lines = [line for name in names for line in (Path(folder) / "data" / name).read_text().splitlines()]
+    lines = [line for name in names for line in (data_folder() / name).read_text().splitlines()]
     return [json.loads(line) for line in lines]
 
 

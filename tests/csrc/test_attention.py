@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditions import needs_csrc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.kernels import native
 from s1engine.kernels.attention_cpu import paged_attention_cpu
 
-pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+pytestmark = needs_csrc
 
 DTYPES = [torch.float32, torch.bfloat16]
 SPLIT_KEYS = 512  # kSplitKeys: lengths around its multiples are cases of their own

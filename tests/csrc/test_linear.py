@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditions import needs_csrc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.kernels import native
 from s1engine.kernels.packed import PackedWeight, packed_linear, packed_shape
 
-pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+pytestmark = needs_csrc
 
 DTYPES = [torch.float32, torch.bfloat16]
 

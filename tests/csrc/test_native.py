@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from s1engine.kernels import native
+from conditions import needs_csrc
 
 CODE = """
 import torch
@@ -42,7 +40,7 @@ def test_a_library_that_cannot_be_loaded_is_one_warning(tmp_path):
         assert warnings.count("RuntimeWarning") == 1 and "a fraction of the speed" in warnings
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+@needs_csrc
 def test_the_instruction_set_can_be_chosen():
     assert run(S1ENGINE_CPU_ISA="baseline") == ("baseline", "")
     said, warnings = run(S1ENGINE_CPU_ISA="mmx")

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conditions import needs_csrc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.kernels import native
 from s1engine.kernels.packed import pack_rows_, packed_embedding, packed_shape, unpack_rows_
 
 sources = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -135,7 +135,7 @@ def test_nothing_to_write():
     assert (weight == 7).all()
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+@needs_csrc
 @pytest.mark.parametrize(
     ("first", "count", "half", "message"),
     [(17, 16, 0, "beyond"), (0, 65, -1, "beyond"), (-1, 2, -1, "beyond"), (30, 3, 1, "beyond"), (0, 1, 2, "half")],

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conditions import needs_csrc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.kernels import native
 from s1engine.kernels.activation import silu_mul
 from s1engine.kernels.rms_norm import add_rms_norm, rms_norm
 from s1engine.kernels.rope import rope_store_kv
@@ -26,7 +26,6 @@ dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 few_or_many = st.one_of(st.integers(1, 3), st.integers(1, 70))
 offsets = st.integers(0, 1)  # of a tensor in its storage: 1 leaves it aligned to its elements only
 examples = settings(max_examples=80, deadline=None)
-needs_native = pytest.mark.skipif(not native.AVAILABLE, reason="the C++ operators were not built")
 
 
 def place(values: Tensor, offset: int) -> Tensor:
@@ -166,7 +165,7 @@ def calls(dtype: torch.dtype, rows: int) -> dict[str, Callable[[slice], tuple[Te
     }
 
 
-@needs_native
+@needs_csrc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("operator", ["rms_norm", "add_rms_norm", "silu_mul", "rope_store_kv"])
 def test_bits_of_a_row_depend_on_the_row_only(operator, dtype):

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditions import needs_csrc
 from sampling import batch_of, select
 from torch import Tensor
 
-from s1engine.kernels import native
 from s1engine.kernels.philox import gumbel_noise
 from s1engine.kernels.sampler import SamplingBatch, sample
 from s1engine.kernels.sampler_reference import reference_sample
 
-pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the C++ operators were not built")
+pytestmark = needs_csrc
 
 KINDS = ["plain", "rounded", "bfloat16", "bans", "peaked", "flat", "equal", "far from zero", "wide"]
 MIN_TEMPERATURE = 2.0**-60

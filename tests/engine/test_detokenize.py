@@ -1,11 +1,10 @@
 """Incremental text equals the tokenizer's own, and no push ever shows half a character."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -88,10 +87,7 @@ def test_any_tokens(tokenizer: PreTrainedTokenizerFast, data: st.DataObject) -> 
 
 @pytest.mark.parametrize("name", ["qwen2", "deepseek-r1-distill-qwen"])
 def test_real_tokenizers(name: str) -> None:
-    data = os.environ.get("S1ENGINE_TEST_DATA")
-    if not data:
-        pytest.skip("not run: S1ENGINE_TEST_DATA names no data folder")
-    folder = Path(data) / "data" / "tokenizers" / name
+    folder = data_folder() / "tokenizers" / name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for line in (folder / "vectors.jsonl").read_text().splitlines():
         row = json.loads(line)

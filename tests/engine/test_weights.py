@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditions import needs_csrc
 from safetensors.torch import load_file
 
 from s1engine import LLM, SamplingParams
@@ -11,8 +12,6 @@ from s1engine.kernels import native
 
 PROMPTS = [[1, 2, 3, 4], list(range(40, 90))]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-
-needs_csrc = pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
 
 
 def tokens(llm: LLM) -> list[list[int]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditions import needs_csrc
 
 from s1engine.kernels import decoder_layers as module
-from s1engine.kernels import native
 from s1engine.models import CausalLM, load_model
 
-pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason=f"the C++ operators are {native.PROBLEM}")
+pytestmark = needs_csrc
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])

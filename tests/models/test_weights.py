@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditions import needs_csrc
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from s1engine.kernels import native
 from s1engine.kernels.packed import PackedRows
 from s1engine.models import CausalLM, load_model, resolve_model_path
 from s1engine.models.layers import Linear
@@ -75,9 +75,6 @@ def test_stored_dtypes_are_converted(stored, wanted, make_model):
     for name, target in checkpoint_targets(model).items():
         assert target.dtype == expected
         assert torch.equal(target, tensors[name].to(expected))
-
-
-needs_csrc = pytest.mark.skipif(not native.AVAILABLE, reason=f"C++ operators are {native.PROBLEM}")
 
 
 @needs_csrc

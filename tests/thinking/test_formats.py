@@ -2,11 +2,10 @@
 
 import dataclasses
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import data_folder
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -170,10 +169,7 @@ def test_from_strings_refuses() -> None:
 
 @pytest.fixture(scope="module")
 def real_tokenizers() -> dict[str, Any]:
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the tokenizers, is not set")
-    paths = (Path(folder) / "data" / "tokenizers").iterdir()
+    paths = (data_folder() / "tokenizers").iterdir()
     return {path.name: AutoTokenizer.from_pretrained(path) for path in paths if path.is_dir()}
 
 

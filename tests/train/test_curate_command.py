@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import data_folder
 
 from s1engine.train.curate import command, engine_model, stages
 from s1engine.train.curate.labels import UNLABELLED
@@ -298,10 +298,7 @@ def test_the_real_files_give_the_same_bytes_twice(
     """s1K's questions and DeepScaleR's sample against every evaluation set. They have no traces: the question's length
     stands in for the trace's, and the tiny reasoner, who knows no mathematics, for the models that try.
     """
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the data, is not set")
-    data = Path(folder) / "data"
+    data = data_folder()
     inputs = [str(data / "train" / name) for name in ("s1k_questions.jsonl", "deepscaler_sample.jsonl")]
     options = ["--input", *inputs, "--against", *map(str, sorted((data / "eval").glob("*.jsonl")))]
     options += ["--require", "question", "--trace-column", "problem", "--tokenizer", str(data / "tokenizers" / "qwen2")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import data_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,10 +118,7 @@ def test_every_set_that_shares_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the data, is not set")
-    return Path(folder) / "data"
+    return data_folder()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Reading training data: what comes out of good rows, and which words bad ones are refused with."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conditions import data_folder
 from transformers import AutoTokenizer
 
 from s1engine.train.examples import BATCH, TOO_LONG, read_examples
@@ -73,10 +73,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 
 
 def test_the_five_published_rows() -> None:
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the data, is not set")
-    data = Path(folder) / "data"
+    data = data_folder()
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizers" / "qwen2")
     path = data / "train" / "s1k_traces5.jsonl"
     whole = read_examples(path, tokenizer, "s1", 32768, progress=False)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from s1engine.models import load_model
 from s1engine.train import export as exporting
@@ -14,11 +14,7 @@ from s1engine.train.export import export
 
 
 def tensors(folder):
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    return found
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3"])

@@ -1,13 +1,12 @@
 """Rows of a step: every sample once, within the budget, evenly over the ranks, and each step known by its number."""
 
 import json
-import os
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conditions import data_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -120,16 +119,13 @@ def test_bad_plans_are_refused(arguments: tuple, message: str) -> None:
 
 def real_lengths() -> list[int]:
     """Of every trace in the data folder, by Qwen2.5's tokenizer."""
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the traces, is not set")
     texts = []
-    for path in sorted((Path(folder) / "data" / "traces").glob("*.jsonl")):
+    for path in sorted((data_folder() / "traces").glob("*.jsonl")):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             answers = [row] if "response" in row or "thinking" in row else row["samples"]
             texts += [f"{row.get('problem', '')}\n{a.get('thinking', '')}{a.get('response', '')}" for a in answers]
-    tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "data" / "tokenizers" / "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(data_folder() / "tokenizers" / "qwen2")
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 

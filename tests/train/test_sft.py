@@ -231,7 +231,7 @@ def test_validation_answers_through_the_engine(tmp_path, stage):
         tmp_path, MODEL_DIR, data, stage, learning_rate=0.0, validate_every=1, validation_data=str(validation),
         validation_budgets=[8, 300], validation_max_tokens=400,
     )  # fmt: skip
-    _, found = sft(config)
+    _, found = sft(config, 2)
     assert 0.2 < found["accuracy_300"] < 0.8  # greedy, some 43 % of them
     assert found["accuracy_8"] < 0.3
     assert found["thinking_tokens_8"] <= 8 < found["thinking_tokens_300"]

@@ -1,12 +1,11 @@
 """What is learned of a row: the s1 text token for token, and the tokenizer's own chat templates."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conditions import data_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,10 +30,7 @@ TURNS = [
 
 
 def real(name: str) -> Any:
-    folder = os.environ.get("S1ENGINE_TEST_DATA")
-    if not folder:
-        pytest.skip("S1ENGINE_TEST_DATA, the folder with the tokenizers, is not set")
-    return AutoTokenizer.from_pretrained(Path(folder) / "data" / "tokenizers" / name)
+    return AutoTokenizer.from_pretrained(data_folder() / "tokenizers" / name)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +112,7 @@ def test_s1_of_any_text(qwen: Any, question: str, thinking: str, attempt: str) -
 
 
 def test_s1_of_real_rows(qwen: Any) -> None:
-    path = Path(os.environ["S1ENGINE_TEST_DATA"]) / "data" / "train" / "s1k_traces5.jsonl"
+    path = data_folder() / "train" / "s1k_traces5.jsonl"
     for line in path.read_text().splitlines():
         row = json.loads(line)
         check_s1(qwen, row["problem"], [row["thinking"]], row["attempt"])
