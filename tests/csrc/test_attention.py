@@ -234,18 +234,21 @@ def test_nothing_to_do():
 
 OTHER_ISA = """
 import test_attention as tests
+from s1engine.kernels import native
 tests.test_any_batch()
 for dtype in tests.DTYPES:
     tests.test_scores_far_apart(dtype)
     tests.test_bits_of_a_row_are_its_own(14, 2, 64, dtype)
-print(tests.native.ISA)
+print(native.ISA)
 """
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_other_instruction_sets(isa):
     """In a process of its own, since the choice is made once; a processor without this one takes another."""
-    env = os.environ | {"S1ENGINE_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    folders = os.pathsep.join(map(str, (here, here.parent / "support")))
+    env = os.environ | {"S1ENGINE_CPU_ISA": isa, "PYTHONPATH": folders}
     done = subprocess.run([sys.executable, "-c", OTHER_ISA], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == isa or "no such kernels" in done.stderr
