@@ -38,7 +38,7 @@ FLOORS: dict[str, set[str]] = {
     "s1engine.serve": {"s1engine", "s1engine.llm", *BELOW_LLM},
     "s1engine.embed": {"s1engine", "s1engine.llm", *BELOW_LLM},
     "s1engine.bench": PUBLIC,
-    "s1engine.train": {*PUBLIC, "s1engine.bench.reasoning.grading"},
+    "s1engine.train": {*PUBLIC, "s1engine.bench.reasoning.grading", "s1engine.bench.reasoning.l1_wording"},
     "s1engine.cli": {
         *("s1engine.serve", "s1engine.embed", "s1engine.train", "s1engine.bench", "s1engine.environment"),
         *PUBLIC,

@@ -14,15 +14,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from s1engine.bench.reasoning.l1_wording import EXACT, INSTRUCTION, MAX
 from s1engine.train.rewards import MODES, Mode, Objective, RewardConfig
 
-# cmu-l3/l1, `scripts/data/deepscaler_dataset.py`. The released models follow this wording and no other (its issue 14).
-INSTRUCTION = r"Let's think step by step and output the final answer within \boxed{}."
-SUFFIXES: dict[str, str] = {
-    "none": "",
-    "exact": " Think for {target} tokens.",
-    "max": " Think for maximum {target} tokens.",
-}
+SUFFIXES: dict[str, str] = {"none": "", "exact": EXACT, "max": MAX}
 _ASKS = re.compile(r" Think for (maximum )?([1-9][0-9]*) tokens\.\Z")
 
 Distribution = Literal["uniform", "log-uniform"]

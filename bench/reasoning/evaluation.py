@@ -81,7 +81,7 @@ def evaluate(evaluation: Evaluation, out: Path) -> tuple[list[Row], list[Row]]:
         samples = _graded(rows, evaluation.tasks)
         write_rows(samples_file, samples)
     journal_file.unlink(missing_ok=True)
-    found = results(samples)
+    found = results(samples, next(iter(evaluation.models), None))
     write_rows(out / "results.jsonl", found)
     return samples, found
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from string import ascii_uppercase
 from typing import Literal, get_args
 
+from s1engine.bench.reasoning.l1_wording import EXACT, INSTRUCTION, MAX
 from s1engine.bench.reasoning.tasks import Problem, lettered
 
 Style = Literal["plain", "s1", "l1"]
 
-L1_BOXED = r"Let's think step by step and output the final answer within \boxed{}."
 L1_BOXED_LETTER = r"Let's think step by step and output the final answer (eg, A, B, C, D) within \boxed{}."
 
 
@@ -40,7 +40,7 @@ def user_turn(problem: Problem, style: Style, suffix: str = "") -> str:
         choices = zip(ascii_uppercase, problem.choices, strict=False)
         text = f"{problem.stem}\n\n" + "\n".join(f"{letter}) {choice}" for letter, choice in choices)
     elif style == "l1":
-        text = f"{problem.question} {L1_BOXED}"
+        text = f"{problem.question} {INSTRUCTION}"
         if problem.choices:
             text = f"{problem.stem}\n\nOptions:\n{lettered(problem.choices)}\n\n\n{L1_BOXED_LETTER}"
     return text + suffix
@@ -69,13 +69,13 @@ def class_conditional(length: Literal["short", "long"]) -> str:
 
 
 def l1_exact(tokens: int) -> str:
-    """L1-Exact's suffix (`deepscaler_dataset.py`; the released models need this wording, cmu-l3/l1 issue 14)."""
-    return f" Think for {_positive('tokens', tokens)} tokens."
+    """L1-Exact's suffix."""
+    return EXACT.format(target=_positive("tokens", tokens))
 
 
 def l1_max(tokens: int) -> str:
-    """L1-Max's suffix (`deepscaler_dataset.py`, its negative `num_tokens`)."""
-    return f" Think for maximum {_positive('tokens', tokens)} tokens."
+    """L1-Max's suffix (in the authors' code that of a negative `num_tokens`)."""
+    return MAX.format(target=_positive("tokens", tokens))
 
 
 def _positive(name: str, number: int) -> int:

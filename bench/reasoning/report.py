@@ -117,6 +117,9 @@ def _task(results: list[Row], rows: list[Row], drawn: dict[str, bytes]) -> Itera
     if asking:
         yield "".join(figure(name) for name in ("length", "length-accuracy", "length-error") if name in drawn)
         yield tables.requests(asking)
+    matched = [row for row in results if row["kind"] == "matched"]
+    if matched:
+        yield "<h3>At the same lengths as caps</h3>\n" + tables.matched(matched)
     summaries = [row for row in results if row["kind"] == "summary"]
     if summaries:
         yield "<h3>Summary</h3>\n" + tables.summaries(summaries)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from s1engine.bench.reasoning import metrics
 from s1engine.bench.reasoning.bootstrap import Estimate, estimates
 from s1engine.bench.reasoning.keywords import KEYWORDS, count_own_keywords
+from s1engine.bench.reasoning.matched import Outcome, matched
 from s1engine.bench.reasoning.results_table import table
 from s1engine.bench.reasoning.voting import majority_curve, pass_at, same_value
 
@@ -109,8 +110,8 @@ Settings = Mapping[Setting, Samples]
 Accuracies = Mapping[Setting, Mapping[str, float]]  # by problem
 
 
-def results(samples: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows of results, each with its "kind": "setting", then "summary", then "keywords", in order.
+def results(samples: Iterable[Mapping[str, Any]], caps_of: str | None = None) -> list[Row]:
+    """Rows of results, each with its "kind": "setting", "summary", "matched" and "keywords", in this order.
 
     Where a sample has no verdict ("correct" is null: the gold answer cannot be read), its problem is left out of what
     depends on one, in every setting of the task; "bad_gold" tells how many problems that are. What cannot be told is
@@ -118,6 +119,7 @@ def results(samples: Iterable[Mapping[str, Any]]) -> list[Row]:
 
     Args:
         samples: the rows of a run; read once, and no text is kept.
+        caps_of: the model with whose caps settings that ask for a length are compared, see `matched`.
 
     Raises:
         ValueError: a row lacks a field, has one of a wrong type, or is there twice.
@@ -143,6 +145,7 @@ def results(samples: Iterable[Mapping[str, Any]]) -> list[Row]:
     }
     rows = [_setting_row(setting, settings, accuracies) for setting in settings]
     rows += _summary_rows(settings, accuracies)
+    rows += _matched_rows(settings, accuracies, caps_of)
     rows += [row for setting, of_setting in settings.items() for row in _keyword_rows(setting, of_setting)]
     return [_rounded(row) for row in rows]
 
@@ -249,6 +252,26 @@ def _summary_rows(settings: Settings, accuracies: Accuracies) -> list[Row]:
             lengths = {_asked(run): settings[run].lengths for run in runs}
             row["deviation"] = {**_length_error(runs, settings), "spread": metrics.spread(lengths)}
         rows.append(row)
+    return rows
+
+
+def _matched_rows(settings: Settings, accuracies: Accuracies, caps_of: str | None) -> list[Row]:
+    outcomes = {
+        setting: Outcome(
+            accuracies[setting], dict(zip(its.problems, its.means("output_tokens"), strict=True)), max(its.lengths)
+        )
+        for setting, its in settings.items()
+    }
+    rows: list[Row] = []
+    for setting in settings:
+        caps = {
+            _asked(other) if other.value is not None else None: outcome
+            for other, outcome in outcomes.items()
+            if other[:2] == (caps_of, setting.task) and other.strategy in ("cap", "plain")
+        }
+        if setting.strategy in LENGTHS and any(cap is not None for cap in caps):
+            for found in matched(_asked(setting), outcomes[setting], caps):
+                rows.append({"kind": "matched", **setting._asdict(), "to": caps_of, **found})
     return rows
 
 

@@ -33,7 +33,7 @@ def _setting_cells(row: Row) -> list[str]:
         *_name(row),
         _percent(row["accuracy"]),
         f"{_percent(row['low'])} - {_percent(row['high'])}",
-        f"{100 * gain['accuracy']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]" if gain else "",
+        _difference(gain) if gain else "",
         *(f"{row[name]:.1f}" for name in ("thinking_tokens", "answer_tokens", "cost_tokens")),
         *(_percent(row[name]) for name in ("ended_by_budget", "no_answer", "cut")),
     ]
@@ -51,6 +51,21 @@ def _summary_cells(row: Row) -> list[str]:
         f"{100 * error['signed']:+.1f} %" if error else "",
         _number(error["spread"], ".2f") if error else "",
     ]
+
+
+def _matched_cells(row: Row) -> list[str]:
+    return [
+        *_name(row),
+        row["by"],
+        " and ".join("none" if cap is None else str(cap) for cap in row["caps"]),
+        f"{row['output_tokens']:.1f}",
+        _percent(row["cap_accuracy"]),
+        _difference(row),
+    ]
+
+
+def _difference(row: Row) -> str:
+    return f"{100 * row['accuracy']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def _keyword_cells(row: Row) -> list[str]:
@@ -99,5 +114,6 @@ TABLES = {
         ),
         _summary_cells,
     ),
+    "matched": (("strategy", "value", "same", "cap", "its tokens", "its accuracy", "difference"), _matched_cells),
     "keywords": (("strategy", "value", "group", "per 1000 tokens", "most frequent"), _keyword_cells),
 }

@@ -90,6 +90,21 @@ def requests(rows: list[Row]) -> str:
     return table(heads + [DEVIATION[name] for name in fields], body, note, text_columns=3)
 
 
+def matched(rows: list[Row]) -> str:
+    """Settings that ask for a length against caps of the same length."""
+    heads = ["model", "setting", "same", "caps", "their tokens", "their accuracy, %", "difference, points", "95 %"]
+    body = []
+    for row in figures.in_order(rows):
+        caps = " and ".join("none" if cap is None else f"{cap:,}" for cap in row["caps"])
+        cells = [*_name(row), row["by"], caps, tokens(row["output_tokens"]), percent(row["cap_accuracy"])]
+        body.append([*cells, signed(row["accuracy"]), f"{signed(row['low'])} to {signed(row['high'])}"])
+    note = (
+        f"Caps are of {rows[0]['to']}. Same budget: under the cap no output is longer than what was asked for. Same "
+        "mean: two caps mixed so that outputs are as long on average, longer ones for longer problems."
+    )
+    return table(heads, body, note, text_columns=4)
+
+
 def summaries(rows: list[Row]) -> str:
     """s1's measures of each strategy; of L1's prompts the range of lengths that they reach."""
     spread = any("deviation" in row for row in rows)

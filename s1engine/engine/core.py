@@ -153,7 +153,7 @@ class EngineCore:
             its_own = slice(i * replays, (i + 1) * replays)
             branches = None if seq.branches is None or seq.branches.alone else seq.branches
             quiet = calm[i] and (branches is None or counts[its_own][-1] <= branches.quiet_until)
-            if quiet and extend(seq, tokens[its_own], counts[its_own]):
+            if quiet and extend(seq, results[:, i], tokens[its_own], counts[its_own]):
                 if branches is not None:
                     branches.unseen += tokens[its_own]
             else:

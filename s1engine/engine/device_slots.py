@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s1engine.engine.request import Sequence
+from s1engine.engine.runner import keeps_logits
 from s1engine.engine.slots import SlotTable
 from s1engine.kernels.sampler_triton import SlotTensors
 from s1engine.kernels.slot_layout import FIELD_WIDTH, MAX_BIASES, MAX_STOP_IDS, Field
@@ -26,11 +27,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def needs_host(seq: Sequence) -> bool:
     """Whether sampling takes more than a slot can say: the host then edits the logits, or keeps them."""
     params, record = seq.request.params, seq.thinking
-    if params.logprobs is not None:
-        # A rewind puts a token where its logits are gone; the host keeps those of tokens that may be taken back.
-        may_rewind = record is not None and any(len(trigger.tokens) > 1 for trigger in record.format.triggers)
-        if params.logprobs or params.logprobs_mode != "raw_logprobs" or may_rewind:
-            return True
+    if params.logprobs is not None and (keeps_logits(seq) or params.logprobs_mode != "raw_logprobs"):
+        return True
     if params.min_tokens and (record is not None or len(seq.end_ids) > MAX_STOP_IDS):
         return True  # a slot bans its stop ids until then, and knows no others
     return any(len(word) > 1 for word in seq.request.bad_words) or len(_biases(seq)) > MAX_BIASES

@@ -37,13 +37,19 @@ def uneventful(results: np.ndarray) -> list[bool]:
     return ((events == 0) & (results[:, :, ACTIVE] != 0)).all(0).tolist()
 
 
-def extend(seq: Sequence, tokens: list[int], counts: list[int]) -> bool:
+def extend(seq: Sequence, rows: np.ndarray, tokens: list[int], counts: list[int]) -> bool:
     """Write down the tokens of an uneventful launch, all at once. Returns False where somebody looks at each.
 
-    counts  thinking tokens after each
+    rows    int32 [replays, RESULT_WIDTH]; tokens and counts (thinking tokens after each) are two of its columns
     """
-    if seq.watched or seq.request.params.logprobs is not None or seq.checked != len(seq.forced):
+    if seq.watched or seq.checked != len(seq.forced):
         return False
+    if seq.request.params.logprobs is not None:
+        if seq.needs_host:
+            return False
+        values, ranks = rows[:, LOGPROB].copy().view(np.float32).tolist(), rows[:, RANK].tolist()
+        for token, value, rank in zip(tokens, values, ranks, strict=True):
+            _add_logprobs(seq, token, {token: Logprob(value, rank)})
     seq.tokens += tokens
     nothing = [False] * len(tokens)
     seq.forced += nothing
@@ -85,10 +91,7 @@ def _append(
         if seq.output_counts is not None:
             seq.output_counts[token] += 1
         if seq.request.params.logprobs is not None:
-            entry = logprobs or {token: Logprob(_float(row[LOGPROB]), row[RANK])}
-            seq.logprobs.append(entry)
-            so_far = seq.logprob_sums[-1] if seq.logprob_sums else 0.0
-            seq.logprob_sums.append(so_far + entry[token].logprob)
+            _add_logprobs(seq, token, logprobs or {token: Logprob(_float(row[LOGPROB]), row[RANK])})
     seq.held = row[HELD]
     if seq.thinking is not None:
         update_thinking(seq, flags, row[COUNT], row[PHASE], token >= 0)
@@ -100,6 +103,12 @@ def _append(
     full = seq.known >= seq.limit
     end = _look(seq, seq.num_output if full else seq.num_output - seq.held, eos_token_ids)
     return end or (End("length") if full else None)
+
+
+def _add_logprobs(seq: Sequence, token: int, entry: dict[int, Logprob]) -> None:
+    seq.logprobs.append(entry)
+    so_far = seq.logprob_sums[-1] if seq.logprob_sums else 0.0
+    seq.logprob_sums.append(so_far + entry[token].logprob)
 
 
 def _float(bits: int) -> float:

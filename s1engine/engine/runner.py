@@ -146,6 +146,15 @@ def record_logprobs(
     return dict(zip(index, logprob_dicts(torch.stack(rows), tokens, tops), strict=True))
 
 
+def keeps_logits(seq: Sequence) -> bool:
+    """Whether its log probabilities take more than those of the token just sampled: the most likely ones, or logits of
+    positions gone by, since a rewind puts a token where its logits are gone. (A trigger of one token takes none back.)
+    """
+    record = seq.thinking
+    may_rewind = record is not None and any(len(trigger.tokens) > 1 for trigger in record.format.triggers)
+    return bool(seq.request.params.logprobs) or may_rewind
+
+
 def wants(seq: Sequence, mode: str) -> bool:
     """Whether log probabilities of that mode are asked for."""
     params = seq.request.params

@@ -25,21 +25,30 @@ class StepRows:
     slots      int32 [R]
     machine    int64 [M], the rows that have a thinking machine
     by_host    the rows whose logits the host edits or keeps
+    raw, processed   int64, the rows that want the log probability of their token alone, of that distribution
     sampling   how they are sampled, at the positions that come next
     """
 
     slots: np.ndarray
     machine: np.ndarray
     by_host: list[int]
+    raw: np.ndarray
+    processed: np.ndarray
     sampling: SamplingBatch
 
     @classmethod
     def of(cls, seqs: list[Sequence], table: SlotTable) -> StepRows:
         slots = np.array([seq.slot for seq in seqs], np.int32)
+        modes = [
+            None if seq.needs_host or seq.request.params.logprobs is None else seq.request.params.logprobs_mode
+            for seq in seqs
+        ]
         return cls(
             slots=slots,
             machine=np.flatnonzero(table.fields[slots, Field.HAS_MACHINE]),
             by_host=[i for i, seq in enumerate(seqs) if seq.needs_host],
+            raw=np.array([i for i, mode in enumerate(modes) if mode == "raw_logprobs"], np.int64),
+            processed=np.array([i for i, mode in enumerate(modes) if mode == "processed_logprobs"], np.int64),
             sampling=table.sampling_batch(slots),
         )
 

@@ -15,6 +15,7 @@ from s1engine.engine.runner import (
     PromptLogprobs,
     Sampled,
     copy_blocks,
+    keeps_logits,
     record_logprobs,
     release_storage,
     restore_storage,
@@ -23,6 +24,7 @@ from s1engine.engine.runner import (
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.engine.slots import SlotTable
 from s1engine.engine.step_rows import DecodeRows, StepRows
+from s1engine.kernels.logprobs import token_logprobs
 from s1engine.kernels.sampler import processed_logits, sample
 from s1engine.kernels.slot_layout import RESULT_WIDTH, Field, Result
 from s1engine.kernels.slot_step import advance_slots
@@ -76,7 +78,7 @@ class TorchRunner:
 
     def needs_host(self, seq: Sequence) -> bool:
         """What the slot does not know of: edits of the logits, and kept logits."""
-        return seq.request.edits_logits or seq.request.params.logprobs is not None
+        return seq.request.edits_logits or (seq.request.params.logprobs is not None and keeps_logits(seq))
 
     def release_cache(self) -> int:
         self._decoding = None
@@ -181,6 +183,7 @@ class TorchRunner:
         table, slots = self.slots, rows.slots
         raw = [i for i in rows.by_host if wants(seqs[i], "raw_logprobs")]
         raw_logits = logits[torch.tensor(raw)] if raw else None
+        unedited = logits[torch.from_numpy(rows.raw)] if len(rows.raw) else None
         banned = self._edit(logits, seqs, rows)
         sampled = sample(logits, rows.sampling).numpy().astype(np.int32)
 
@@ -193,6 +196,12 @@ class TorchRunner:
             table.fields, table.tokens, table.programs, table.states, slots, sampled, stepped, banned
         )
 
+        if unedited is not None:
+            _fill_logprobs(results, rows.raw, unedited)
+        if len(rows.processed):
+            _fill_logprobs(
+                results, rows.processed, processed_logits(logits, rows.sampling)[torch.from_numpy(rows.processed)]
+            )
         logprobs: dict[int, dict[int, Logprob]] = {}
         if raw_logits is not None:
             logprobs |= record_logprobs(seqs, raw, raw_logits, results.tolist())
@@ -217,6 +226,14 @@ class TorchRunner:
                     logits[rows.machine[k], list(ids)] = BANNED
                     banned[rows.machine[k]] = True
         return banned
+
+
+def _fill_logprobs(results: np.ndarray, rows: np.ndarray, logits: Tensor) -> None:
+    """LOGPROB and RANK of results[rows], of their own logits [R, vocab]; nothing was taken back there."""
+    tokens = torch.from_numpy(results[rows, Result.TOKEN].clip(0).astype(np.int64))
+    chosen, rank, *_ = token_logprobs(logits, tokens, 0)
+    results[rows, Result.LOGPROB] = chosen.numpy().view(np.int32)
+    results[rows, Result.RANK] = rank.numpy()
 
 
 # The row of a sequence that had ended before the step.

@@ -42,7 +42,8 @@ def random_requests(rng: random.Random, count: int) -> list[tuple[list[int], Sam
     for number in range(count):
         params = random_params(rng)
         if number % 20:
-            params = replace(params, logit_bias=None, logprobs=None, min_tokens=0)
+            logprobs = 0 if number % 2 and params.thinking is None else None
+            params = replace(params, logit_bias=None, logprobs=logprobs, min_tokens=0)
         requests.append((random_prompt(rng, prefixes), params))
     return requests
 
@@ -284,3 +285,28 @@ def test_several_steps_only_where_the_batch_does_not_show_in_the_bits(
     """What a launch holds is a matter of time, and so is who is in a batch with whom."""
     llm = LLM(str(model_folder("qwen2")), device="cpu", deterministic=deterministic)
     assert llm.engine.scheduler.max_replays == (8 if deterministic or native.AVAILABLE else 1)
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+@pytest.mark.parametrize("budget", [None, ThinkingBudget(max_tokens=9, ignore_end=1, format="deepseek-r1")])
+def test_the_log_probability_of_the_token_alone_needs_no_step_of_its_own(
+    model_folder: Callable[..., Path], mode: str, budget: ThinkingBudget | None
+) -> None:
+    """It is that which stands among the most likely ones, of each of which the host makes a list."""
+    llm = LLM(str(model_folder("qwen3", eos_token_id=1)), deterministic=True)
+    common: dict[str, Any] = {"n": 3, "max_tokens": 40, "top_p": 0.9, "logprobs_mode": mode, "thinking": budget}
+    params = [SamplingParams(temperature=0.5 + 0.5 * seed, seed=seed, **common) for seed in range(4)]
+    prompts = [[7, 8, 9 + seed] for seed in range(4)]
+    alone, listed = (
+        [
+            completion
+            for output in llm.generate(prompts, [replace(p, logprobs=top) for p in params], use_tqdm=False)
+            for completion in output.outputs
+        ]
+        for top in (0, 2)
+    )
+    for one, other in zip(alone, listed, strict=True):
+        assert one.token_ids == other.token_ids
+        for token, entry, entries in zip(one.token_ids, one.logprobs, other.logprobs, strict=True):
+            assert entry == {token: entries[token]}
+        assert one.cumulative_logprob == other.cumulative_logprob

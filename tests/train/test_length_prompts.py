@@ -39,10 +39,8 @@ def theirs(question: str, num_tokens: int) -> str:
 
 @pytest.mark.parametrize("target", [1, 512, 3600, 23170])
 def test_the_wording_is_the_authors_and_the_evaluations(target: int) -> None:
-    """Training and `bench/reasoning` each have the strings, since neither may import the other: they must not part."""
     assert f"Find $x$. {INSTRUCTION}{suffix('exact', target)}" == theirs("Find $x$.", target)
     assert f"Find $x$. {INSTRUCTION}{suffix('max', target)}" == theirs("Find $x$.", -target)
-    assert evaluated.L1_BOXED == INSTRUCTION
     assert evaluated.l1_exact(target) == suffix("exact", target)
     assert evaluated.l1_max(target) == suffix("max", target)
 
