@@ -182,7 +182,7 @@ class LLM:
     def sleep(self) -> int:
         """Give the KV cache's memory back, as between two rounds of rollouts; `wake_up` before the next request.
 
-        Returns the bytes given back. Cached prefixes are forgotten. Raises ValueError while streams are open.
+        Returns the cache's bytes. Cached prefixes are forgotten. Raises ValueError while streams are open.
         """
         return self.engine.sleep()
 

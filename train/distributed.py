@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s1engine.models import CausalLM
 from s1engine.models.weights import checkpoint_places, load_model, open_checkpoint, resolve_model_path
@@ -65,13 +65,23 @@ def load_for_training(path_or_id: str, dtype: str, device: torch.device, deepspe
     return model.requires_grad_(True).train()
 
 
+class PartitionedLM(CausalLM):
+    """A model whose parameters ZeRO 3 divides over the ranks."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Around a module's call DeepSpeed gathers its parameters, by all ranks in the same order. How often logits are
+        computed differs from rank to rank, so this is no such call; the caller's own has the head's weight gathered,
+        which DeepSpeed notes at the first access."""
+        return self.lm_head.forward(hidden)
+
+
 def _load_partitioned(path_or_id: str, dtype: str, device: torch.device, config: dict[str, Any]) -> CausalLM:
     import deepspeed
 
     with open_checkpoint(resolve_model_path(path_or_id), dtype) as (checkpoint, model_config):
         # The dtype is left to the config: one that is given is ignored where the device has no float16 (0.19.8).
         with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
-            model = CausalLM(model_config)
+            model = PartitionedLM(model_config)
         model.planner.allocate(device)
         for _, places in groupby(checkpoint_places(model), key=lambda pair: id(pair[1].parameter)):
             same = list(places)
@@ -82,16 +92,21 @@ def _load_partitioned(path_or_id: str, dtype: str, device: torch.device, config:
     return model
 
 
+def is_partitioned(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether ZeRO 3 has divided them over the ranks."""
+    return any(hasattr(parameter, "ds_id") for parameter in parameters)
+
+
 def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
     """The whole values of parameters, on every rank, while it lasts."""
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if is_partitioned(parameters):
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(list(parameters))
     return nullcontext()
 
 
-def adamw(model: nn.Module, config: Any, settings: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, config: Any, settings: dict[str, Any]) -> torch.optim.Optimizer:
     """AdamW, of which only matrices decay; DeepSpeed's for CPUs where its state is offloaded to one."""
     parameters = list(model.parameters())
     # Partitioned parameters are flat; DeepSpeed keeps the shape they had.
@@ -103,4 +118,4 @@ def adamw(model: nn.Module, config: Any, settings: dict[str, Any], device: torch
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return cast(torch.optim.Optimizer, DeepSpeedCPUAdam(groups, adamw_mode=True, **common))
-    return torch.optim.AdamW(groups, fused=device.type == "cuda", **common)
+    return torch.optim.AdamW(groups, fused=True, **common)

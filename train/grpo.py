@@ -6,7 +6,8 @@
 A round: prompts, `group` rollouts of each, rewards, advantages within the group, optimizer steps, and the engine has
 the new weights. It decodes with the very model that is trained, so nothing is copied but, on a CPU, the packed form of
 the matrices. There training passes run the operators that decode: log-probabilities are the engine's to the last bit,
-which is asserted for every token of every round in float32, and no pass over old log-probabilities is needed.
+which is asserted for every token of every round in float32, and no pass over old log-probabilities is needed. Under
+ZeRO 3 the engine has a copy instead (engine_weights.py), and how far the two differ is in the metrics.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any
 import torch
 
 from s1engine import LLM
-from s1engine.kernels import native
 from s1engine.models import CausalLM, load_model
 from s1engine.train.checkpoints import Checkpoints, check_resumable
 from s1engine.train.distributed import adamw, load_for_training, processes
+from s1engine.train.engine_weights import EngineWeights
 from s1engine.train.export import export
 from s1engine.train.grpo_config import GrpoConfig
 from s1engine.train.length_control import LengthControl
@@ -52,56 +53,71 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model = load_for_training(config.model, config.dtype, device, settings)
     model.checkpointing = config.checkpointing
-    parity = device.type == "cpu" and native.AVAILABLE
     reference = (
         load_model(config.model, dtype=config.dtype, device=device, packed=False) if config.kl_coefficient else None
     )
     unknown = invalid_ids(tokenizer, model).to(device)
     policy = PolicyLoss(model, config.losing, config.temperature, unknown, reference)
-    optimizer = adamw(model, config, settings, device)
+    optimizer = adamw(model, config, settings)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
 
     folder = Path(config.output)
     checkpoints = Checkpoints(folder / "checkpoints", config, engine, rank)
     done = checkpoints.restore()
     draws = int(checkpoints.state.get("draws", 0))
-    if parity:
-        model.pack_beside()
-    llm = LLM(model, tokenizer=tokenizer, max_num_seqs=config.max_num_seqs, deterministic=parity, seed=config.seed)
+    weights = EngineWeights(model, config.model, config.dtype, device)
+    parity = weights.shared and weights.packed
+    llm = LLM(
+        weights.model,
+        tokenizer=tokenizer,
+        max_num_seqs=config.max_num_seqs,
+        deterministic=weights.packed,
+        seed=config.seed,
+    )
+    weights.renew(llm)
     rollouts = Rollouts(config, llm, problems, folder / "rollouts", rank, ranks)
     rollouts.forget_after(done + 1)
     control = LengthControl(config, rollouts, held_out) if config.evaluate_every and rank == 0 else None
 
     with Metrics(folder, done, config.steps, enabled=rank == 0) as metrics:
+        seconds: dict[str, float] = {}
         for step in range(done, config.steps):
-            seconds: dict[str, float] = {}
             with timed(seconds, "rollouts"):
                 kept, dropped, used = rollouts.step(step, draws)
             draws += used
             with timed(seconds, "updates"):
                 llm.sleep()
-                statistics, norms = update(engine, kept, config, step, rank, ranks, device)
+                statistics, norms = update(engine, weights, kept, config, step, rank, ranks, device)
                 check_parity(statistics, parity and config.dtype == "float32", step)
             with timed(seconds, "weights"):
-                llm.update_weights({})
+                weights.renew(llm)
                 llm.wake_up()
             last = step + 1 == config.steps
-            if last or (config.save_every and (step + 1) % config.save_every == 0):
-                with timed(seconds, "checkpoint"):
-                    checkpoints.save(step + 1, {"draws": draws})
             metrics.step(
                 {"step": step + 1, "draws": draws, **summary(kept, dropped), **statistics.report()}
-                | {"grad_norm": fmean(norms) if norms else 0.0}
+                | {"grad_norm": fmean(norms) if norms else 0.0, "bytes_weights": weights.nbytes}
                 | {f"seconds_{name}": round(value, 3) for name, value in seconds.items()},
                 f"reward {mean_reward(kept):.3f}, {mean_length(kept):.0f} tokens",
             )
             if control is not None and (last or (step + 1) % config.evaluate_every == 0):
                 metrics.note({"step": step + 1, **control.run()})
+            seconds = {}
+            # After the step's lines, which a run that is killed in between writes again; its time is in the next one.
+            if last or (config.save_every and (step + 1) % config.save_every == 0):
+                with timed(seconds, "checkpoint"):
+                    checkpoints.save(step + 1, {"draws": draws})
     export(model, config.model, folder / "model", rank)
 
 
 def update(
-    engine: Any, groups: list[Group], config: GrpoConfig, step: int, rank: int, ranks: int, device: torch.device
+    engine: Any,
+    weights: EngineWeights,
+    groups: list[Group],
+    config: GrpoConfig,
+    step: int,
+    rank: int,
+    ranks: int,
+    device: torch.device,
 ) -> tuple[LossStatistics, list[float]]:
     """The optimizer steps of a round, each on its share of the groups. Returns the first one's statistics and norms.
 
@@ -117,6 +133,8 @@ def update(
         totals = count(samples)
         if not totals.tokens:
             continue
+        if number:
+            weights.pack_again()
         statistics, norm = optimizer_step(engine, samples, totals, config, number == 0, rank, ranks, device)
         first = first or statistics
         norms.append(norm)
@@ -213,9 +231,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def prepare(config: GrpoConfig) -> tuple[list[Problem], list[Problem]]:
     """(Problems to train on, held out). Raises ValueError for what is wrong, before a weight is loaded."""
-    settings = deepspeed_config(config)
-    if settings["zero_optimization"].get("stage", 0) == 3:
-        raise ValueError("deepspeed: ZeRO 3 splits the weights that the engine decodes with; use stage 2 or less")
+    deepspeed_config(config)
     check_resumable(Path(config.output) / "checkpoints", config)
     found = read_problems(
         config.data,

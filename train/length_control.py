@@ -8,7 +8,7 @@ from typing import Any
 
 from s1engine.train.grpo_config import GrpoConfig
 from s1engine.train.problems import Problem
-from s1engine.train.rewards import Mode, counted_tokens
+from s1engine.train.rewards import MODES, Mode, counted_tokens
 from s1engine.train.rollouts import Rollouts, readable
 
 
@@ -22,14 +22,17 @@ class LengthControl:
     def __init__(self, config: GrpoConfig, rollouts: Rollouts, problems: Sequence[Problem]) -> None:
         self.config, self.rollouts = config, rollouts
         self.problems = problems[: config.evaluation_problems]
-        self.mode: Mode = "max" if config.objective == "max" else "exact"
+        self.modes: tuple[Mode, ...] = ("exact",) if config.objective == "correctness" else MODES[config.objective]
 
     def run(self) -> dict[str, Any]:
-        """Mean |n - target| / target, mean length and accuracy of each target, and the spread."""
+        """Of each mode and target mean length, mean |n - target| / target, the share above it, accuracy; the spread."""
+        return {f"{mode}_{name}": value for mode in self.modes for name, value in self._run(mode).items()}
+
+    def _run(self, mode: Mode) -> dict[str, Any]:
         config, rollouts = self.config, self.rollouts
         asked = [(target, problem) for target in config.evaluation_targets for problem in self.problems]
         ask_for = rollouts.prompting.ask_for
-        texts = [ask_for(problem.question, self.mode, target).text for target, problem in asked]
+        texts = [ask_for(problem.question, mode, target).text for target, problem in asked]
         params = [rollouts.single(number) for number in range(len(asked))]
         outputs = rollouts.llm.generate([rollouts.prompt(text) for text in texts], params, use_tqdm=False)
         responses = [output.outputs[0] for output in outputs]
@@ -42,6 +45,7 @@ class LengthControl:
             means.append(fmean(lengths))
             found[f"length_{target}"] = round(means[-1], 2)
             found[f"deviation_{target}"] = round(fmean(abs(n - target) / target for n in lengths), 4)
+            found[f"above_{target}"] = round(fmean(n > target for n in lengths), 4)
             found[f"accuracy_{target}"] = round(fmean(bool(grades[i]) for i in members), 4)
         found["spread"] = round(max(means) / max(min(means), 1e-9), 4)
         return found

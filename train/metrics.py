@@ -24,7 +24,9 @@ class Metrics:
         file = folder / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = [line for line in lines if _step(line) <= done]
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        beside = folder / "metrics.jsonl.new"  # a kill in the middle of it must not cost the lines that are there
+        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        beside.replace(file)
         self._file = file.open("a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
         self._board: Any = None

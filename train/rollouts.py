@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,7 +97,7 @@ class Rollouts:
             with path.open("a", encoding="utf-8") as file:
                 for group in self._make(missing):
                     made[group.draw] = group
-                    file.write(json.dumps(asdict(group)) + "\n")
+                    file.write(json.dumps(vars(group), default=vars) + "\n")
         own = [made[draw] for draw in mine]
         if self.ranks == 1:
             return own

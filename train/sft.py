@@ -62,7 +62,7 @@ def train(config: SftConfig, examples: Examples, tokenizer: Any, rank: int, rank
     torch.manual_seed(config.seed)
     model = load_for_training(config.model, config.dtype, device, settings)
     model.checkpointing, model.offloading = config.checkpointing, config.offload_layers
-    optimizer = adamw(model, config, settings, device)
+    optimizer = adamw(model, config, settings)
     engine, *_ = deepspeed.initialize(model=RowLoss(model), optimizer=optimizer, config=settings)
 
     folder = Path(config.output)
@@ -109,10 +109,11 @@ def train(config: SftConfig, examples: Examples, tokenizer: Any, rank: int, rank
                 f"loss {loss:.4f}, {sum(lengths) / seconds:,.0f} tokens/s",
             )
             last = step + 1 == steps
-            if last or (config.save_every and (step + 1) % config.save_every == 0):
-                checkpoints.save(step + 1)
             if validation is not None and (last or (step + 1) % config.validate_every == 0):
                 metrics.note({"step": step + 1, **validation.run()})
+            # After the step's lines, which a run that is killed in between writes again.
+            if last or (config.save_every and (step + 1) % config.save_every == 0):
+                checkpoints.save(step + 1)
     export(model, config.model, folder / "model", rank)
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,18 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
-from s1engine.bench.peers.engines import Environment
-from s1engine.bench.peers.making import make_environment, packages, python_of
-from s1engine.bench.speed import machine
-from s1engine.bench.speed.shapes import SHAPES, make_model
+from s1engine.bench.peers.making import make_environment, python_of
+from s1engine.bench.speed.shapes import SHAPES
+from s1engine.bench.training.contestants import TRL, add_running, conclude, execute, rotated, write_shape
 
 WORKER = Path(__file__).parent / "workers" / "run_trl.py"
-TRL = Environment(
-    name="trl", requirements=("torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "datasets==5.2.0", "numpy==2.4.6")
-)
 OURS = ("s1engine, packed", "s1engine, padded")
 THEIRS = ("TRL, padded", "TRL, padding-free")
 
@@ -60,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=int, default=4, help="samples that are padded to one length")
     parser.add_argument("--max-tokens", type=int, default=4096, help="longer samples are left out; also a packed row")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps, the first not counted")
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--venvs", type=Path, default=Path("~/.cache/s1engine/venvs").expanduser())
-    parser.add_argument("--output", type=Path, help="write the JSON there")
+    add_running(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,30 +72,14 @@ def run(args: argparse.Namespace) -> int:
         )
         results: list[Result] = []
         for turn in range(args.repeats):
-            order = [*OURS, *THEIRS][turn:] + [*OURS, *THEIRS][:turn]
-            for contestant in order:
+            for contestant in rotated([*OURS, *THEIRS], turn):
                 if contestant in OURS:
                     found = run_ours(args, folder, model, contestant, samples, turn)
                 else:
                     found = run_trl(args, folder, model, contestant, environment)
                 results.append(found)
                 print(f"{contestant:<20} {found.tokens_per_second:9.1f} tokens/s {found.anonymous / 2**20:9,.0f} MiB")
-    report = summary(results) | {
-        "results": [asdict(result) for result in results],
-        "args": {
-            key: [path.name for path in value] if key == "data" else getattr(value, "name", value)
-            for key, value in vars(args).items()
-            if key not in ("output", "venvs")
-        },
-        "packages": packages(environment),
-        "machine": machine.describe(),
-    }
-    print(machine.in_words(report["machine"]))
-    text = json.dumps(report)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
-    print(text)
-    return 0
+    return conclude(summary(results) | {"results": [asdict(result) for result in results]}, args, environment)
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -131,9 +106,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 def write_model(args: argparse.Namespace, folder: Path) -> Path:
     """A model of the shape with few layers, and the tokenizer beside it."""
-    shape = f"{args.shape}, {args.layers} layers"
-    SHAPES[shape] = SHAPES[args.shape] | {"num_hidden_layers": args.layers}
-    make_model(shape, folder, getattr(torch, args.dtype))
+    write_shape(args.shape, args.layers, args.dtype, folder)
     for file in args.tokenizer.glob("*.json"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
@@ -209,18 +182,6 @@ def run_trl(args: argparse.Namespace, folder: Path, model: Path, name: str, envi
     peak = execute([str(python_of(environment)), "-P", str(WORKER), json.dumps(options)], folder / "trl.log")
     found = json.loads(out.read_text())
     return Result(name, sum(found["tokens"][1:]) / sum(found["seconds"][1:]), found["losses"], peak)
-
-
-def execute(command: list[str], log: Path) -> int:
-    """Run it; returns the most anonymous memory that it held. Raises RuntimeError with its last words."""
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | threads)
-        with machine.PeakMemory(process.pid) as memory:
-            process.wait()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} …: {log.read_text()[-1500:]}")
-    return memory.peak.anonymous
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from s1engine.engine.detokenize import decode_after
 from s1engine.engine.request import Request, Sequence, Status
@@ -148,8 +149,18 @@ def _thinking(
     return output, text.span(split.answer_start, len(token_ids))
 
 
+# By tokenizer, the texts of single tokens: decoding one costs as much as sampling it does with a small model.
+_names: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
+
+
 def _name_tokens(entries: list[dict[int, Logprob]], tokenizer: Any) -> None:
+    if not entries:
+        return
+    names = _names.setdefault(tokenizer, {})
     for entry in entries:
         for token, logprob in entry.items():
             if logprob.decoded_token is None:
-                logprob.decoded_token = tokenizer.decode([token])
+                name = names.get(token)
+                if name is None:
+                    name = names[token] = tokenizer.decode([token])
+                logprob.decoded_token = name

@@ -14,6 +14,7 @@ from s1engine.engine.admission import Admission
 from s1engine.engine.core import EngineCore
 from s1engine.engine.kv_cache import KVCache
 from s1engine.engine.memory import block_shape, num_kv_blocks
+from s1engine.engine.pages import clear_pages
 from s1engine.engine.scheduler import Scheduler
 from s1engine.engine.slots import SlotTable
 from s1engine.engine.thinking import answer_now
@@ -127,7 +128,9 @@ class LLMEngine:
         config, model = self.config, self.model.config
         layers, *block = block_shape(model, config.block_size)
         # Zeros, not garbage: masked keys have weight 0, and 0 x NaN would still be NaN.
-        storage = torch.zeros(layers, 2, num_blocks, *block, dtype=model.dtype, device=self.device)
+        storage = torch.empty(layers, 2, num_blocks, *block, dtype=model.dtype, device=self.device)
+        if not clear_pages(storage):
+            storage.zero_()
         valid = valid_tokens(self.tokenizer, self.model)
         max_blocks = -(-self.max_model_len // config.block_size)
         size = (config.max_num_seqs, max_blocks, self.max_model_len, self.eos_token_ids)

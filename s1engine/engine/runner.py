@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s1engine.engine.logit_edits import BANNED
+from s1engine.engine.pages import clear_pages
 from s1engine.engine.request import Sequence
 from s1engine.engine.scheduler import Chunk, Plan
 from s1engine.kernels.logprobs import token_logprobs
@@ -69,17 +70,19 @@ class Runner(Protocol):
 
 
 def release_storage(kv_cache: Tensor) -> int:
-    """Free what a tensor holds; it and its views stay, to be filled again by restore_storage."""
+    """Free what a tensor holds; it and its views stay, to be filled again by restore_storage. Returns its bytes."""
     storage = kv_cache.untyped_storage()
     size = storage.nbytes()
-    storage.resize_(0)
+    if not clear_pages(kv_cache):
+        storage.resize_(0)
     return size
 
 
 def restore_storage(kv_cache: Tensor) -> None:
     """Zeros, not garbage: masked keys have weight 0, and 0 x NaN would still be NaN."""
-    kv_cache.untyped_storage().resize_(kv_cache.numel() * kv_cache.element_size())
-    kv_cache.zero_()
+    if not kv_cache.untyped_storage().nbytes():
+        kv_cache.untyped_storage().resize_(kv_cache.numel() * kv_cache.element_size())
+        kv_cache.zero_()
 
 
 def copy_blocks(kv_cache: Tensor, source: Tensor, target: Tensor) -> None:

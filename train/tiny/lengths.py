@@ -64,12 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     args = parser.parse_args(argv)
-    count = 0
-    with args.out.open("w", encoding="utf-8") as file:
-        for row in samples(LLM(str(args.model)), problems("train", args.problems), args.seed):
-            file.write(json.dumps(row) + "\n")
-            count += 1
-    print(f"{args.out}: {count} samples of {args.problems} problems")
+    rows = list(samples(LLM(str(args.model)), problems("train", args.problems), args.seed))
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{args.out}: {len(rows)} samples of {args.problems} problems")
 
 
 if __name__ == "__main__":

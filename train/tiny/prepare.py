@@ -114,6 +114,12 @@ def write_traces(
     return steps * batch_size, tokens
 
 
+def write_problems(path: Path, count: int = 8000) -> None:
+    """Questions and answers of the training split, for `s1engine grpo`."""
+    rows = [{"problem": problem.question, "answer": problem.answer} for problem in problems("train", count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -145,9 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     with (arguments.out / "validation.jsonl").open("w", encoding="utf-8") as file:
         for problem in problems("validation", arguments.validation_problems):
             file.write(json.dumps({"question": problem.question, "answer": problem.answer}) + "\n")
-    with (arguments.out / "problems.jsonl").open("w", encoding="utf-8") as file:  # for s1engine grpo
-        for problem in problems("train", arguments.training_problems):
-            file.write(json.dumps({"problem": problem.question, "answer": problem.answer}) + "\n")
+    write_problems(arguments.out / "problems.jsonl", arguments.training_problems)
     torch.manual_seed(arguments.seed)
     build_model(tokenizer).save_pretrained(model_folder)
     tokenizer.save_pretrained(model_folder)

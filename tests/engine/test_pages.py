@@ -1,0 +1,42 @@
+"""Pages that are given back: the tensor is zeros, and its memory is the system's again."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s1engine.engine.pages import clear_pages
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Anonymous:"))
+
+
+@given(start=st.integers(0, 9000), length=st.integers(9000, 40_000))
+def test_nothing_but_the_tensor_is_cleared(start: int, length: int) -> None:
+    """Wherever it begins and ends: its pages are shared with what lies beside it."""
+    whole = torch.arange(60_000, dtype=torch.int32)
+    part = whole[start : start + length]
+    if not clear_pages(part):
+        pytest.skip("this system cannot give pages of a tensor back")
+    want = torch.arange(60_000, dtype=torch.int32)
+    want[start : start + length] = 0
+    assert torch.equal(whole, want)
+
+
+def test_memory_goes_and_comes_with_what_is_written() -> None:
+    pool = torch.empty(256 << 20, dtype=torch.uint8)
+    if not clear_pages(pool):
+        pytest.skip("this system cannot give pages of a tensor back")
+    empty = resident_bytes()
+    pool[: 64 << 20] = 1
+    filled = resident_bytes()
+    assert 60 << 20 < filled - empty < 70 << 20
+    assert clear_pages(pool) and resident_bytes() - empty < 8 << 20
+    assert not bool(pool[: 64 << 20].any())
+
+
+def test_a_tensor_without_a_whole_page_is_left_as_it_is() -> None:
+    small = torch.ones(8)
+    assert not clear_pages(small) and bool(small.all())
