@@ -85,7 +85,7 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) 
         read_settings(GrpoConfig, write_config(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("name", ["l1-exact.toml", "l1-max.toml", "tiny-l1-exact.toml"])
+@pytest.mark.parametrize("name", ["l1-exact.toml", "l1-max.toml", "tiny-l1-exact.toml", "tiny-l1-max.toml"])
 def test_the_configurations_that_ship_are_valid(name: str) -> None:
     config = read_settings(GrpoConfig, ROOT / "train" / "configs" / name)
     assert config.prompting.objective == config.rewarding.objective
