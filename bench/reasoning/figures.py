@@ -73,7 +73,7 @@ def length(results: list[Row]) -> bytes | None:
         return Point(row["value"], produced(row), y_interval=interval)
 
     panels = []
-    for task, rows in by_task(results).items():
+    for task, rows in _comparing(results).items():
         plain = [(row["model"], row["output_tokens"]) for row in rows if row["strategy"] == "plain"]
         panels.append(Panel(_title(task, rows), _series(asking(rows), point), plain, guide="diagonal"))
     return curves(panels, "tokens asked for", "tokens produced (mean)")
@@ -82,7 +82,7 @@ def length(results: list[Row]) -> bytes | None:
 def length_accuracy(results: list[Row]) -> bytes | None:
     """Accuracy over tokens of the whole output, of settings that ask for a length and of no budget (L1, figure 2)."""
     panels = []
-    for task, rows in by_task(results).items():
+    for task, rows in _comparing(results).items():
         its = asking(graded(rows))
         plain = [row for row in graded(rows) if its and row["strategy"] == "plain"]
         series = _series(plain + its, lambda row: _accuracy(row, row["output_tokens"]))
@@ -93,7 +93,7 @@ def length_accuracy(results: list[Row]) -> bytes | None:
 def length_error(results: list[Row]) -> bytes | None:
     """How far the mean length is above the one asked for, in percent of it."""
     panels = []
-    for task, rows in by_task(results).items():
+    for task, rows in _comparing(results).items():
         series = _series(asking(rows), lambda row: Point(row["value"], 100 * relative_error(row)))
         panels.append(Panel(_title(task, rows), series, guide="zero"))
     return curves(panels, "tokens asked for", "mean length above the request, %")
@@ -141,6 +141,15 @@ def by_task(results: list[Row]) -> dict[str, list[Row]]:
     """The rows of settings of each task, in order."""
     rows = [row for row in results if row["kind"] == "setting"]
     return {task: in_order(row for row in rows if row["task"] == task) for task, _ in _places(rows)}
+
+
+def _comparing(results: list[Row]) -> dict[str, list[Row]]:
+    """By task, without the caps of models that nothing is compared with."""
+    caps_of = {row["to"] for row in results if row["kind"] == "matched"}
+    return {
+        task: [row for row in rows if row["strategy"] != "cap" or not caps_of or row["model"] in caps_of]
+        for task, rows in by_task(results).items()
+    }
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:

@@ -149,6 +149,17 @@ def test_lengths_count_the_output_for_l1_and_the_thinking_for_a_cap(drawn: Any) 
     ]
 
 
+@pytest.mark.parametrize("figure", [figures.length, figures.length_accuracy, figures.length_error])
+def test_of_models_that_are_compared_with_caps_only_those_caps_are_drawn(drawn: Any, figure: Any) -> None:
+    asked = [setting_row("l1-exact", 16, model="l1")]
+    rows = CAPS + [cap | {"model": "l1"} for cap in CAPS] + asked
+    lines = {(one.model, one.strategy) for one in drawn(figure, rows)[0].series}
+    assert lines == {("tiny", "cap"), ("l1", "cap"), ("l1", "l1-exact")}
+    compared = {"kind": "matched", "model": "l1", "task": "sums", "to": "tiny"}
+    lines = {(one.model, one.strategy) for one in drawn(figure, [*rows, compared])[0].series}
+    assert lines == {("tiny", "cap"), ("l1", "l1-exact")}
+
+
 def test_models_that_were_only_run_without_a_budget_have_their_length_drawn(canvas: list[Figure]) -> None:
     rows = [setting_row("l1-max", 64, model=name) for name in "ab"] + [setting_row(model="c", output_tokens=77.0)]
     figures.length(rows)

@@ -26,6 +26,8 @@ NATURAL = 43
 """Mean tokens of the reasoner's response to which no length is set."""
 TARGETS = (22, 30, 38, 43, 54, 65, 75, 86)
 """From half of it to twice as many."""
+CLOSE = 11
+"""Tokens of a response that are not thinking: under a cap of so many less no response is longer than its target."""
 
 
 class Stage(NamedTuple):
@@ -45,7 +47,7 @@ def stages(out: Path, seed: int, limit: int) -> list[Stage]:
     problems, lengths = out / "problems.jsonl", out / "lengths.jsonl"
     models = [out / name / "model" for name in ("start", "exact", "max")]
     asked = ",".join(map(str, TARGETS))
-    lines = ",".join(map(str, range(0, 81, 2)))
+    caps = ",".join(str(target - CLOSE) for target in TARGETS)
     return [
         Stage("lengths", lengths, ["s1engine.train.tiny.lengths", "--seed", str(seed), "--out", str(lengths)]),
         trained("start", "sft", model=MODEL_DIR, data=lengths),
@@ -59,7 +61,7 @@ def stages(out: Path, seed: int, limit: int) -> list[Stage]:
                 *(f"{name}={model}" for name, model in zip(("start", "exact", "max"), models, strict=True)),
                 *("--task", str(TEST), "--limit", str(limit), "--temperature", "1", "--max-tokens", "320"),
                 *("--seed", str(seed), "--deterministic", "--out", str(out / "eval")),
-                *("--strategy", "plain", f"cap={lines}", "ignore=1,2,4", f"l1-exact={asked}", f"l1-max={asked}"),
+                *("--strategy", "plain", f"cap={caps}", "ignore=1,2,4", f"l1-exact={asked}", f"l1-max={asked}"),
             ],
         ),
     ]
