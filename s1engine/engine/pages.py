@@ -8,8 +8,6 @@ import sys
 
 from torch import Tensor
 
-_DONTNEED = 4  # of madvise: private pages are dropped, and read as zeros from then on
-
 
 def clear_pages(tensor: Tensor) -> bool:
     """Make a contiguous tensor zeros, and give its memory back. False, and nothing is done, where that cannot be."""
@@ -21,8 +19,9 @@ def clear_pages(tensor: Tensor) -> bool:
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if first >= last:
         return False
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    if madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _DONTNEED) != 0:
+    # Private pages are dropped, and read as zeros from then on; other systems may leave their values.
+    madvise = ctypes.CDLL(None).madvise
+    if madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED) != 0:
         return False
     ctypes.memset(start, 0, first - start)
     ctypes.memset(last, 0, end - last)

@@ -22,10 +22,8 @@ from s1engine.train.tiny.prepare import write_problems
 EXAMPLE = "example: python -m s1engine.train.tiny.l1 --out build/tiny-l1 --seed 0"
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEST = Path(__file__).parent / "test.jsonl"
-NATURAL = 43
-"""Mean tokens of the reasoner's response to which no length is set."""
 TARGETS = (22, 30, 38, 43, 54, 65, 75, 86)
-"""From half of it to twice as many."""
+"""From half to twice the 43 tokens that the reasoner writes on average where no length is set."""
 CLOSE = 11
 """Tokens of a response that are not thinking: under a cap of so many less no response is longer than its target."""
 

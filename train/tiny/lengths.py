@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     args = parser.parse_args(argv)
     rows = list(samples(LLM(str(args.model)), problems("train", args.problems), args.seed))
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial = args.out.with_name(args.out.name + ".partial")  # what has the name is whole: l1.py goes by it
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(args.out)
     print(f"{args.out}: {len(rows)} samples of {args.problems} problems")
 
 
