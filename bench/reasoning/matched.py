@@ -1,13 +1,15 @@
 """Models that are asked for a length, against caps on a model that is not: accuracy at the same lengths (L1, figure 2).
 
 "The same" can mean two things, and both are reported. By budget: both may spend so much on every problem, so that the
-cap is the largest under which no output is longer than what was asked for. By mean: both spend as much on average. A
-cap then spends more on problems that take the model longer, which a model that is asked for one length cannot.
+cap is the largest under which 99 of 100 outputs are no longer than what was asked for: an answer that never ends, once
+in a thousand, is none of the cap's. By mean: both spend as much on average. A cap then spends more on problems that
+take the model longer, which a model that is asked for one length cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +18,16 @@ from s1engine.bench.reasoning.bootstrap import difference
 
 
 class Outcome(NamedTuple):
-    """Of a setting: mean accuracy and mean output tokens of each problem, and its longest output."""
+    """Of a setting: mean accuracy and mean output tokens of each problem, and the tokens of all of its outputs."""
 
     accuracy: Mapping[str, float]
     tokens: Mapping[str, float]
-    longest: int
+    lengths: Sequence[int]
+
+    @property
+    def within(self) -> int:
+        """Tokens that 99 of 100 outputs do not exceed."""
+        return sorted(self.lengths)[math.ceil(0.99 * len(self.lengths)) - 1]
 
 
 Caps = Mapping[int | None, Outcome]
@@ -38,7 +45,7 @@ def matched(asked: int, outcome: Outcome, caps: Caps) -> list[dict[str, Any]]:
     if not problems:
         return []
     own = _column(outcome.accuracy, problems)
-    within = [cap for cap, its in caps.items() if cap is not None and its.longest <= asked]
+    within = [cap for cap, its in caps.items() if cap is not None and its.within <= asked]
     mixes: dict[str, dict[int | None, float]] = {"budget": {max(within): 1.0}} if within else {}
     mixes["mean"] = _mixed(_mean(outcome.tokens, problems), {cap: _mean(caps[cap].tokens, problems) for cap in caps})
     found = []

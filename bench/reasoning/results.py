@@ -258,7 +258,7 @@ def _summary_rows(settings: Settings, accuracies: Accuracies) -> list[Row]:
 def _matched_rows(settings: Settings, accuracies: Accuracies, caps_of: str | None) -> list[Row]:
     outcomes = {
         setting: Outcome(
-            accuracies[setting], dict(zip(its.problems, its.means("output_tokens"), strict=True)), max(its.lengths)
+            accuracies[setting], dict(zip(its.problems, its.means("output_tokens"), strict=True)), its.lengths
         )
         for setting, its in settings.items()
     }

@@ -99,8 +99,8 @@ def matched(rows: list[Row]) -> str:
         cells = [*_name(row), row["by"], caps, tokens(row["output_tokens"]), percent(row["cap_accuracy"])]
         body.append([*cells, signed(row["accuracy"]), f"{signed(row['low'])} to {signed(row['high'])}"])
     note = (
-        f"Caps are of {rows[0]['to']}. Same budget: under the cap no output is longer than what was asked for. Same "
-        "mean: two caps mixed so that outputs are as long on average, longer ones for longer problems."
+        f"Caps are of {rows[0]['to']}. Same budget: under the cap 99 of 100 outputs are no longer than what was "
+        "asked for. Same mean: two caps mixed so that outputs are as long on average, longer ones for longer problems."
     )
     return table(heads, body, note, text_columns=4)
 

@@ -11,7 +11,7 @@ PROBLEMS = ("p0", "p1", "p2", "p3")
 
 def outcome(right: str, tokens: tuple[int, ...]) -> Outcome:
     accuracy = {problem: float(mark == "x") for problem, mark in zip(PROBLEMS, right, strict=True)}
-    return Outcome(accuracy, dict(zip(PROBLEMS, map(float, tokens), strict=True)), max(tokens))
+    return Outcome(accuracy, dict(zip(PROBLEMS, map(float, tokens), strict=True)), tokens)
 
 
 CAPS = {
@@ -22,12 +22,21 @@ CAPS = {
 }
 
 
-def test_by_budget_the_cap_may_never_be_longer_than_the_request() -> None:
+def test_by_budget_the_cap_may_not_be_longer_than_the_request() -> None:
     """Of caps whose longest outputs have 10, 20 and 40 tokens, a request for 30 is compared with the second."""
     found = matched(30, outcome("xxx.", (30, 30, 30, 30)), CAPS)[0]
     assert (found["by"], found["caps"], found["output_tokens"]) == ("budget", [16], 18.0)
     assert (found["cap_accuracy"], found["accuracy"]) == (0.25, 0.5)
     assert found["low"] == 0.0 and found["high"] == 1.0  # two of four problems gained; all or none may be drawn
+
+
+@pytest.mark.parametrize(("longer", "caps"), [(1, [8]), (2, [])])
+def test_by_budget_one_output_in_a_hundred_may_be_longer(longer: int, caps: list[int]) -> None:
+    problems = [f"p{i}" for i in range(100)]
+    lengths = [30] * (100 - longer) + [300] * longer
+    cap = Outcome(dict.fromkeys(problems, 0.5), dict(zip(problems, map(float, lengths), strict=True)), lengths)
+    found = [its["caps"] for its in matched(30, cap, {8: cap}) if its["by"] == "budget"]
+    assert found == ([caps] if caps else [])
 
 
 def test_by_mean_two_caps_are_mixed_to_the_same_length() -> None:
@@ -47,9 +56,9 @@ def test_no_cap_is_small_enough() -> None:
 
 
 def test_only_problems_that_all_have_are_compared() -> None:
-    less = Outcome({"p0": 1.0}, {"p0": 30.0}, 30)
+    less = Outcome({"p0": 1.0}, {"p0": 30.0}, [30])
     assert [found["problems"] for found in matched(30, less, CAPS)] == [1, 1]
-    assert matched(30, Outcome({"q": 1.0}, {"q": 30.0}, 30), CAPS) == []
+    assert matched(30, Outcome({"q": 1.0}, {"q": 30.0}, [30]), CAPS) == []
 
 
 def rows_of(strategy: str, value: int | None, right: int, tokens: int, model: str) -> list[Row]:
