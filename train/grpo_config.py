@@ -27,7 +27,7 @@ class GrpoConfig:
     targets            [distribution, low, high]: "uniform" or "log-uniform"
     max_share          of "dual": Max prompts
     alphas             "paper" or "first-release", see rewards.ALPHAS; or [exact, max]
-    delta, count       see RewardConfig
+    delta, violation, count   see RewardConfig
     overlong           [max_tokens, cache] of DAPO's penalty, objective "correctness"; []: none
     steps              rounds of rollouts; a run may go on with another number of them
     prompts            groups that teach something, a step; groups without variance are replaced by others, as long as
@@ -61,6 +61,7 @@ class GrpoConfig:
     max_share: float = 0.5
     alphas: Any = "paper"
     delta: float = 0.5
+    violation: float = 0.0
     count: str = "response"
     overlong: list[int] = dataclasses.field(default_factory=list)
     steps: int = 700
@@ -148,6 +149,7 @@ class GrpoConfig:
             objective=cast(Objective, self.objective),
             alphas=alphas,
             delta=self.delta,
+            violation=self.violation,
             count=cast(Count, self.count),
             overlong=Overlong(*self.overlong) if self.overlong else None,
         )

@@ -81,6 +81,8 @@ class RewardConfig:
     objective  "correctness", "exact", "max" or "dual", Exact and Max prompts in the same batch
     alphas     one of ALPHAS, or of one's own: a deviation of 1 / alpha.exact tokens outweighs a correct answer
     delta      of Eq. 2: the reward of a correct answer that is exactly as long as the limit
+    violation  what a response above the limit of a Max prompt pays, right or wrong; 0 in the paper. Without it a policy
+               that is above a limit under which hardly any answer is right has nothing to gain by keeping to it
     count      the length that a target speaks of: "response", thinking, answer and end of turn, as in the paper, or
                "thinking" alone
     overlong   of objective "correctness" only, a penalty on the length of the whole response
@@ -91,6 +93,7 @@ class RewardConfig:
     objective: Objective
     alphas: Alphas = ALPHAS["paper"]
     delta: float = 0.5
+    violation: float = 0.0
     count: Count = "response"
     overlong: Overlong | None = None
 
@@ -105,14 +108,17 @@ class RewardConfig:
                 )
         if not 0 <= self.delta <= 1:
             raise ValueError(f"delta={self.delta}: must be between 0 and 1")
+        if not 0 <= self.violation < math.inf:
+            raise ValueError(f"violation={self.violation}: must be at least 0, which is the paper's; it is a cost")
         if self.count not in get_args(Count):
             raise ValueError(f"count={self.count!r}: must be one of {', '.join(get_args(Count))}")
 
 
 # A length objective takes no penalty on top: a length that is priced by addition is what made L1-Max collapse (A.7).
+# `violation` is none of a length: within the limit it is 0, so that being still shorter gains nothing.
 _UNREAD = {
-    "correctness": ("alphas", "delta", "count"),
-    "exact": ("delta", "overlong"),
+    "correctness": ("alphas", "delta", "violation", "count"),
+    "exact": ("delta", "violation", "overlong"),
     "max": ("overlong",),
     "dual": ("overlong",),
 }
@@ -219,6 +225,7 @@ def batch_rewards(
     exact, limited = (np.array([m == mode for m in modes], dtype=bool) for mode in ("exact", "max"))
     total[exact] = lcpo_exact(right[exact], length[exact], target[exact], config.alphas.exact)
     total[limited] = lcpo_max(right[limited], length[limited], target[limited], config.alphas.max, config.delta)
+    total[limited] -= config.violation * (length[limited] > target[limited])
     if config.overlong is not None:
         penalty = overlong_penalty(length, config.overlong.max_tokens, config.overlong.cache)
         total += config.overlong.weight * penalty

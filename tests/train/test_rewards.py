@@ -136,6 +136,25 @@ def test_max_falls_with_length(limit: int, first: int, second: int, alpha: float
     assert limited(True, limit, limit, alphas, delta) == delta
 
 
+@pytest.mark.parametrize(
+    ("correct", "length", "mode", "reward"),
+    [
+        (True, 30, "max", 0.25),  # delta: at the limit nothing is paid
+        (False, 30, "max", 0.0),
+        (False, 3, "max", 0.0),  # nor is anything gained by being shorter
+        (True, 31, "max", -0.5),  # clip(-0.25 + 0.25) = 0
+        (False, 31, "max", -0.5),
+        (False, 300, "max", -0.5),
+        (True, 31, "exact", 0.75),  # 1 - 0.25: Eq. 1 as it is
+    ],
+)
+def test_a_response_above_its_limit_pays_for_the_violation(
+    correct: bool, length: int, mode: str, reward: float
+) -> None:
+    config = RewardConfig(objective="dual", alphas=Alphas(0.25, 0.25), delta=0.25, violation=0.5)
+    assert one(config, correct, length, 30, mode) == reward
+
+
 class TestPublishedBugs:
     """Of the authors' repository at 93dd330, `math_reward.py`: each beside what it did."""
 
@@ -334,6 +353,9 @@ def test_a_target_that_nobody_asked_is_refused() -> None:
         ({"objective": "max", "delta": float("nan")}, "delta=nan"),
         ({"objective": "exact", "count": "answer"}, "count='answer': must be one of response, thinking"),
         ({"objective": "exact", "delta": 0.4}, "delta=0.4: objective='exact' does not read it"),
+        ({"objective": "max", "violation": -0.1}, "violation=-0.1: must be at least 0"),
+        ({"objective": "max", "violation": float("nan")}, "violation=nan"),
+        ({"objective": "exact", "violation": 0.1}, "violation=0.1: objective='exact' does not read it"),
         ({"objective": "correctness", "alphas": RELEASE}, "objective='correctness' does not read it"),
         ({"objective": "correctness", "count": "thinking"}, "count='thinking': objective='correctness'"),
         ({"objective": "dual", "overlong": Overlong(100, 10)}, "overlong=.*objective='dual' does not read it"),
