@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--seed", type=int, default=0, help="of all stages (0)")
-    parser.add_argument("--limit", type=int, default=500, help="test problems, each asked for every length (500)")
+    parser.add_argument("--limit", type=int, default=1000, help="test problems, each asked for every length (1000)")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     write_problems(args.out / "problems.jsonl")
