@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 UNDER := $(addprefix -c ,$(CONSTRAINTS))
+# A process for each core takes one file of tests after the other. One thread each: most models here are tiny.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 NATIVE := $(wildcard csrc/*/*.cpp csrc/include/*/*.h csrc/*/*.h)
 
 .PHONY: help demo test test-long sanitize lint clean
@@ -16,12 +18,12 @@ demo: $(VENV)/demo.stamp  ## install, then run a small reasoning model over a ra
 	$(BIN)/python -m s1engine.train.tiny.demo
 
 test: lint  ## install, lint, type-check, then every test but the slow ones
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) tests/triton
 
 test-long: lint  ## the same with the slow tests; S1ENGINE_TEST_DATA names the folder of evaluation data
-	$(BIN)/python -m pytest -m ""
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "" tests/triton
+	$(PYTEST) -m ""
+	TRITON_INTERPRET=1 $(PYTEST) -m "" tests/triton
 
 # AddressSanitizer and UBSan in a build of its own; their runtime has to be loaded before python's own memory is.
 sanitize: $(VENV)/dev.stamp  ## the C++ operators under AddressSanitizer and UBSan
