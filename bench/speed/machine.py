@@ -99,7 +99,7 @@ class PeakMemory:
 
     A thread looks every SAMPLE_SECONDS, and the block's two ends count as well; what comes and goes in between is not
     seen. The peaks of anonymous and of file-mapped memory need not have been at the same moment. A process that ends
-    in the block leaves what it had.
+    in the block leaves what it had, one that has ended before nothing.
     """
 
     def __init__(self, pid: int | str = "self") -> None:
@@ -117,18 +117,19 @@ class PeakMemory:
         self._over.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        now = process_memory(self._pid)
+    def _look(self) -> bool:
+        """Whether the process is still there."""
+        try:
+            now = process_memory(self._pid)
+        except (OSError, KeyError):
+            return False
         self.peak = Memory(max(self.peak.anonymous, now.anonymous), max(self.peak.file_mapped, now.file_mapped))
+        return True
 
     def _watch(self) -> None:
-        last = False
-        while not last:
-            last = self._over.wait(SAMPLE_SECONDS)
-            try:
-                self._look()
-            except (OSError, KeyError):  # it has ended
-                return
+        while self._look() and not self._over.wait(SAMPLE_SECONDS):
+            pass
+        self._look()
 
 
 def _processor() -> str:

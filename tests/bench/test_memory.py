@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -48,6 +49,15 @@ def test_a_mapped_file_is_no_memory_of_the_process(tmp_path: Path) -> None:
         wait_for(peak, "file_mapped", before.file_mapped + 99 * MIB)
     assert peak.peak.file_mapped - before.file_mapped >= 99 * MIB
     assert peak.peak.anonymous - before.anonymous < 50 * MIB
+
+
+def test_a_process_that_has_ended_before() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its number is still its own
+    with PeakMemory(child.pid) as peak:
+        pass
+    assert child.wait() == 0
+    assert peak.peak == Memory(0, 0)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
