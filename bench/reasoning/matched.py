@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     lengths: Sequence[int]
 
     @property
-    def within(self) -> int:
+    def percentile_99(self) -> int:
         """Tokens that 99 of 100 outputs do not exceed."""
         return sorted(self.lengths)[math.ceil(0.99 * len(self.lengths)) - 1]
 
@@ -45,7 +45,7 @@ def matched(asked: int, outcome: Outcome, caps: Caps) -> list[dict[str, Any]]:
     if not problems:
         return []
     own = _column(outcome.accuracy, problems)
-    within = [cap for cap, its in caps.items() if cap is not None and its.within <= asked]
+    within = [cap for cap, its in caps.items() if cap is not None and its.percentile_99 <= asked]
     mixes: dict[str, dict[int | None, float]] = {"budget": {max(within): 1.0}} if within else {}
     mixes["mean"] = _mixed(_mean(outcome.tokens, problems), {cap: _mean(caps[cap].tokens, problems) for cap in caps})
     found = []

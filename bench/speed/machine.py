@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -99,7 +100,8 @@ class PeakMemory:
 
     A thread looks every SAMPLE_SECONDS, and the block's two ends count as well; what comes and goes in between is not
     seen. The peaks of anonymous and of file-mapped memory need not have been at the same moment. A process that ends
-    in the block leaves what it had, one that has ended before nothing.
+    in the block leaves what it had, one that had ended before nothing. Raises OSError where there is no such
+    process, or no /proc.
     """
 
     def __init__(self, pid: int | str = "self") -> None:
@@ -121,15 +123,16 @@ class PeakMemory:
         """Whether the process is still there."""
         try:
             now = process_memory(self._pid)
-        except (OSError, KeyError):
+        except KeyError:  # it has ended, and nobody has waited for it
             return False
         self.peak = Memory(max(self.peak.anonymous, now.anonymous), max(self.peak.file_mapped, now.file_mapped))
         return True
 
     def _watch(self) -> None:
-        while self._look() and not self._over.wait(SAMPLE_SECONDS):
-            pass
-        self._look()
+        with contextlib.suppress(OSError):  # it has ended
+            while self._look() and not self._over.wait(SAMPLE_SECONDS):
+                pass
+            self._look()
 
 
 def _processor() -> str:

@@ -58,6 +58,8 @@ def test_a_process_that_has_ended_before() -> None:
         pass
     assert child.wait() == 0
     assert peak.peak == Memory(0, 0)
+    with pytest.raises(OSError), PeakMemory(child.pid):
+        pass
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
